@@ -33,7 +33,7 @@ _HOME = {
     "LaminaError": "lamina.errors",
     "Store": "lamina.store",
 }
-__all__ = ["Change", "Container", "Image", "Kind", "LaminaError", "Store", "__version__"]  # noqa: RUF022 (the version last)
+__all__ = ["Change", "Container", "Image", "Kind", "LaminaError", "Store", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

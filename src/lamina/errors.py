@@ -12,7 +12,7 @@ import os
 
 
 def printable(path: bytes | str | os.PathLike[str]) -> str:
-    """A path or name for a message: one line, at most 200 characters, control characters escaped."""
+    """A path or name for a message: one line, some 200 characters at most, controls escaped."""
     text = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
@@ -137,7 +137,7 @@ class CommandNotFound(LaminaError):
 
 
 class ApplyConflict(LaminaError):
-    """The machine changed below a fork: applying it would overwrite that. ``paths`` lists where."""
+    """Applying a fork would overwrite what changed meanwhile at ``paths``."""
 
     def __init__(self, paths: list[bytes]) -> None:
         shown = ", ".join(printable(p) for p in paths[:10])
