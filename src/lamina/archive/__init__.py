@@ -1,0 +1,1 @@
+"""Tar archives, whiteouts, and layers in and out of them."""
