@@ -1,1 +1,1 @@
-"""Tar archives, whiteouts, and layers in and out of them."""
+"""Tar streams and directory trees: reading, writing, comparing, packing and unpacking layers."""
