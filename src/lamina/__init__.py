@@ -13,9 +13,11 @@ Names are loaded when first used, so that importing one room of the package
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not from typing, whose import costs more than all of this package's own
 if TYPE_CHECKING:
+    from typing import Any
+
     from lamina.archive.changes import Change as Change
     from lamina.archive.changes import Kind as Kind
     from lamina.errors import LaminaError as LaminaError
