@@ -1,0 +1,151 @@
+"""The rules that hold for every test, as a pytest plugin (conftest.py loads it).
+
+A test leaves no mount, loop device, open file, thread or child process behind
+(tests/leaks.py), and logs no warning that it did not announce with
+``@pytest.mark.allow_log(regex)`` or look at itself with ``caplog``. Everything a test
+run makes lies below one directory, ``config.stash[GROUND]``, which goes at the end.
+
+Not in conftest.py itself, whose hooks are not called for fixtures of session scope.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests import leaks, support
+
+GROUND = pytest.StashKey[Path]()
+_BEFORE = pytest.StashKey[leaks.Snapshot]()
+_WARNINGS = pytest.StashKey["_WarningCollector"]()
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lamina")
+    group.addoption("--slow", action="store_true", help="run tests marked slow too")
+    group.addoption(
+        "--driver",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run the conformance suite for this driver only (may be repeated)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "allow_log(*regexes): warnings this test may log")
+    # Orphans of our children become our children, so that the leak check sees daemons too.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ground = Path(tempfile.mkdtemp(prefix="lamina-tests-"))
+    ground.chmod(0o711)  # ordinary_user has to get through
+    config.stash[GROUND] = ground
+    if config.option.basetemp is None:
+        config.option.basetemp = str(ground / "t")
+    (ground / "tmp").mkdir(mode=0o700)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(ground / "tmp")
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        os.environ[name] = str(ground / name.lower())
+        Path(os.environ[name]).mkdir(mode=0o700)
+    for name in ("LAMINA_ROOT", "LAMINA_RUN_ROOT", "LAMINA_DRIVER"):
+        os.environ.pop(name, None)
+    config.stash[_WARNINGS] = _WarningCollector()
+    logging.getLogger().addHandler(config.stash[_WARNINGS])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    logging.getLogger().removeHandler(config.stash[_WARNINGS])
+    _clear(config.stash[GROUND])
+
+
+def _clear(ground: Path) -> None:
+    """Remove the session's directory, first unmounting what a broken test left there."""
+    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for target in reversed([t for t in targets if t.startswith(f"{ground}/")]):
+        subprocess.run(["umount", "-l", target], check=False)
+    subprocess.run(["rm", "-rf", "--one-file-system", str(ground)], check=False)
+
+
+@pytest.fixture(scope="session")
+def ground(pytestconfig: pytest.Config) -> Path:
+    """The directory that everything of this run lies in; others can pass through it."""
+    return pytestconfig.stash[GROUND]
+
+
+# --- which tests run
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: only with --slow"))
+
+
+# --- what a test may leave behind and log
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    item.stash[_BEFORE] = leaks.Snapshot.take(str(item.config.stash[GROUND]))
+    item.config.stash[_WARNINGS].records.clear()
+    if item.get_closest_marker("root") and not support.is_root():
+        support.missing("needs root (with the right to mount)")
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Take what a fixture of wider scope holds as known, not as left by the test."""
+    if fixturedef.scope == "function":
+        return (yield)
+    ground = str(request.config.stash[GROUND])
+    before = leaks.Snapshot.take(ground)
+    try:
+        return (yield)
+    finally:
+        held = leaks.Snapshot.take(ground).beyond(before)
+        request.session.stash.setdefault(_BEFORE, leaks.Snapshot()).add(held)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    result = yield
+    known = item.stash[_BEFORE]
+    known.add(item.session.stash.get(_BEFORE, leaks.Snapshot()))
+    left = leaks.leaked_since(known, str(item.config.stash[GROUND]))
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+    unexpected = item.config.stash[_WARNINGS].unexpected(item)
+    if unexpected:
+        pytest.fail("the test logged:\n  " + "\n  ".join(unexpected), pytrace=False)
+    return result
+
+
+class _WarningCollector(logging.Handler):
+    """Keeps what is logged at WARNING and above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def unexpected(self, item: pytest.Item) -> list[str]:
+        """What this test logged and did not announce."""
+        if "caplog" in getattr(item, "fixturenames", ()):
+            return []
+        allowed = [regex for mark in item.iter_markers("allow_log") for regex in mark.args]
+        lines = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in self.records]
+        return [line for line in lines if not any(re.search(regex, line) for regex in allowed)]
