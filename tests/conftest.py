@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import support
+from tests import support, users
 
 pytest_plugins = ["tests.plugin"]
-_NOBODY = 65534
-
 
 # --- file systems of their own
 
@@ -112,16 +110,22 @@ def tmpfs_small(tmp_path: Path) -> Iterator[Path]:
 # --- others to run things as, and roots to run things on
 
 
+@pytest.fixture(scope="session")
+def _reach(ground: Path) -> Iterator[users.Reach]:
+    with users.reach(ground) as found:
+        yield found
+
+
 @pytest.fixture
-def ordinary_user(ground: Path) -> Iterator[support.User]:
+def ordinary_user(ground: Path, _reach: users.Reach) -> Iterator[users.User]:
     """A user without rights: nobody when the tests run as root, else who runs them."""
-    uid, gid = (_NOBODY, _NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    uid, gid = (users.NOBODY, users.NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
     home = Path(tempfile.mkdtemp(prefix="home-", dir=ground))
     for path in (home, home / "tmp", home / "run"):
         path.mkdir(mode=0o700, exist_ok=True)
         os.chown(path, uid, gid)
     try:
-        yield support.User(uid, gid, home)
+        yield users.User(uid, gid, home, _reach)
     finally:
         support.run("rm", "-rf", "--one-file-system", home)
 

@@ -68,10 +68,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _clear(ground: Path) -> None:
     """Remove the session's directory, first unmounting what a broken test left there."""
-    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for target in reversed([t for t in targets if t.startswith(f"{ground}/")]):
+    for target in reversed(_mounted_below(ground)):
         subprocess.run(["umount", "-l", target], check=False)
-    subprocess.run(["rm", "-rf", "--one-file-system", str(ground)], check=False)
+    if not _mounted_below(ground):  # never delete through a mount
+        subprocess.run(["rm", "-rf", str(ground)], check=False)
+
+
+def _mounted_below(ground: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [t for line in lines if (t := line.split()[4]).startswith(f"{ground}/")]
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,12 @@ that lacking it is a failure: a suite that silently tests nothing is worse than 
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import subprocess
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import pytest
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _CAP_SYS_ADMIN = 21
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -79,84 +72,3 @@ def run(*argv: str | bytes | Path, **options: Any) -> subprocess.CompletedProces
         said = (done.stderr + done.stdout).decode(errors="backslashreplace").strip()
         pytest.fail(f"{argv[0]!s} exited with {done.returncode}: {said}")
     return done
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """An ordinary user to run things as. ``home`` is theirs, and can be reached by them."""
-
-    uid: int
-    gid: int
-    home: Path
-
-    def environment(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
-        """The process environment that this user has after logging in."""
-        return {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "LAMINA_ROOT"))},
-            "HOME": str(self.home),
-            "TMPDIR": str(self.home / "tmp"),
-            "XDG_RUNTIME_DIR": str(self.home / "run"),
-            **extra,
-        }
-
-    def run(
-        self, argv: Sequence[str | bytes | Path], *, env: Mapping[str, str] = {}, **options: Any
-    ) -> subprocess.CompletedProcess[bytes]:
-        """``subprocess.run`` as this user, in their home, output captured unless asked else."""
-        if os.geteuid() == 0:
-            options.update(user=self.uid, group=self.gid, extra_groups=[])
-        options.setdefault("cwd", self.home)
-        if not {"stdout", "stderr"} & options.keys():
-            options.setdefault("capture_output", True)
-        return subprocess.run(argv, env=self.environment(env), check=False, **options)
-
-    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``function(...)`` in a child process that is this user; result or error come back.
-
-        Both travel by pickle. A child's traceback is added to its exception as a note.
-        """
-        read_end, write_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read_end)
-            _answer(write_end, lambda: self._become_and_call(function, *args, **kwargs))
-        os.close(write_end)
-        with os.fdopen(read_end, "rb") as answer:
-            data = answer.read()
-        _, status = os.waitpid(pid, 0)
-        if not data:
-            pytest.fail(f"the child died with wait status {status}")
-        succeeded, value = pickle.loads(data)
-        if not succeeded:
-            raise value
-        result: R = value
-        return result
-
-    def _become_and_call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setresgid(self.gid, self.gid, self.gid)
-            os.setresuid(self.uid, self.uid, self.uid)
-        environment = self.environment()
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(self.home)
-        return function(*args, **kwargs)
-
-
-def _answer(fd: int, function: Callable[[], Any]) -> NoReturn:
-    """Write what ``function`` gives or raises to the pipe and end this child at once."""
-    try:
-        try:
-            data = pickle.dumps((True, function()))
-        except BaseException as error:
-            error.add_note(traceback.format_exc())
-            try:
-                data = pickle.dumps((False, error))
-                pickle.loads(data)
-            except Exception:
-                data = pickle.dumps((False, RuntimeError(traceback.format_exc())))
-        with os.fdopen(fd, "wb") as pipe:
-            pipe.write(data)
-    finally:
-        os._exit(0)

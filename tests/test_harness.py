@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks, support
+from tests import leaks, support, users
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -140,12 +140,25 @@ def test_a_snapshot_costs_less_than_a_millisecond(pytestconfig: pytest.Config) -
     assert min(once() for _ in range(50)) < 0.0005  # two are taken for each test
 
 
-def test_the_ordinary_user_has_no_rights_and_a_home(ordinary_user: support.User) -> None:
+def test_the_ordinary_user_has_no_rights_and_a_home(ordinary_user: users.User) -> None:
     assert ordinary_user.call(os.geteuid) == ordinary_user.uid != 0
     done = ordinary_user.run(["sh", "-c", "echo x > file && cat file && echo $HOME"])
     assert done.stdout.decode().split() == ["x", str(ordinary_user.home)]
     with pytest.raises(PermissionError):
         ordinary_user.call(os.listdir, "/proc/1/fd")
+
+
+def test_the_ordinary_user_reaches_python_and_the_package(ordinary_user: users.User) -> None:
+    source = "import lamina.errors, wave, pytest; print(lamina.__version__)"
+    done = ordinary_user.run([ordinary_user.python, "-c", source])
+    assert (done.stdout, done.stderr) == (b"0.1.0\n", b"")
+    assert ordinary_user.call(_import_something_new) == "wave"
+
+
+def _import_something_new() -> str:
+    import wave
+
+    return wave.__name__
 
 
 @pytest.mark.root
