@@ -84,6 +84,30 @@ def open_in_root(root_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
 
 
+def open_same_mount(dir_fd: int, name: bytes, flags: int) -> int:
+    """Open one name in a directory, unless something is mounted there: then EXDEV.
+
+    Bind mounts count, though device and inode look like any directory's. A symbolic link is
+    never followed.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if _have_openat2():
+        return openat2(dir_fd, name, flags, 0, RESOLVE_NO_XDEV)
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    try:
+        if _mount_id(fd) != _mount_id(dir_fd):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mount_id(fd: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        return next(line for line in info if line.startswith(b"mnt_id:"))
+
+
 @functools.cache
 def _have_openat2() -> bool:
     # Asked by itself, so that EPERM from a seccomp filter is not mistaken for a file's own EPERM.
