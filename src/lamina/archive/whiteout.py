@@ -23,6 +23,7 @@ No kernel looks at an opaque mark on the top directory of a layer: it has no eff
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -79,14 +80,39 @@ class Listing:
     """Its own entries, no markers among them."""
 
 
-class Format(ABC):
-    """One way to write whiteouts. Directories are given as readable descriptors."""
+class Hidden(enum.Enum):
+    """What a look-up gives for a name that the directory whites out."""
 
-    name: str
+    HIDDEN = enum.auto()
+
+
+HIDDEN: Final = Hidden.HIDDEN
+
+
+class View(ABC):
+    """How a directory tree is to be read. Directories are given as readable descriptors."""
 
     @abstractmethod
     def listing(self, dir_fd: int) -> Listing:
         """A directory's entries and markers told apart."""
+
+    @abstractmethod
+    def lookup(self, dir_fd: int, name: bytes) -> os.stat_result | Hidden | None:
+        """lstat(2) of one entry; HIDDEN for a whiteout; None when the directory says nothing."""
+
+    def is_opaque(self, dir_fd: int) -> bool:
+        """Whether the directory hides what lower layers have in it."""
+        return False
+
+    def private_xattr(self, name: str) -> bool:
+        """Whether an attribute is the format's own, which belongs to no diff."""
+        return False
+
+
+class Format(View):
+    """One way to write whiteouts."""
+
+    name: str
 
     @abstractmethod
     def write_whiteout(self, dir_fd: int, name: bytes) -> None:
@@ -109,10 +135,6 @@ class Format(ABC):
         """Let the layers below show through again; not opaque is no error."""
 
     @abstractmethod
-    def is_opaque(self, dir_fd: int) -> bool:
-        """Whether the directory hides what lower layers have in it."""
-
-    @abstractmethod
     def hidden_name(self, dir_fd: int, name: bytes, status: os.stat_result) -> bytes | None:
         """The lower name that this directory entry hides, or None when it is no whiteout."""
 
@@ -120,12 +142,16 @@ class Format(ABC):
         """Whether a name is the format's bookkeeping, which belongs to no diff."""
         return False
 
-    def private_xattr(self, name: str) -> bool:
-        """Whether an attribute is the format's own, which belongs to no diff."""
-        return False
-
     def __repr__(self) -> str:
         return f"<whiteout format {self.name}>"
+
+
+class _Plain(View):
+    def listing(self, dir_fd: int) -> Listing:
+        return Listing(False, [], sorted(map(os.fsencode, os.listdir(dir_fd))))
+
+    def lookup(self, dir_fd: int, name: bytes) -> os.stat_result | Hidden | None:
+        return _lstat(dir_fd, name)
 
 
 class _Aufs(Format):
@@ -143,6 +169,13 @@ class _Aufs(Format):
         names = [n for n in names if n not in hidden and not n.startswith(WHITEOUT_PREFIX)]
         return Listing(OPAQUE in marked, sorted(hidden), sorted(names))
 
+    def lookup(self, dir_fd: int, name: bytes) -> os.stat_result | Hidden | None:
+        if name.startswith(WHITEOUT_PREFIX):
+            return None
+        if _lstat(dir_fd, WHITEOUT_PREFIX + name) is not None:
+            return HIDDEN
+        return _lstat(dir_fd, name)
+
     def write_whiteout(self, dir_fd: int, name: bytes) -> None:
         if name in _NO_NAMES or name.startswith(WHITEOUT_PREFIX):
             raise InvalidArchive("AUFS has no whiteout for this name", name)
@@ -158,7 +191,7 @@ class _Aufs(Format):
         _unlink(dir_fd, OPAQUE)
 
     def is_opaque(self, dir_fd: int) -> bool:
-        return _lexists(dir_fd, OPAQUE)
+        return _lstat(dir_fd, OPAQUE) is not None
 
     def hidden_name(self, dir_fd: int, name: bytes, status: os.stat_result) -> bytes | None:
         if not name.startswith(WHITEOUT_PREFIX) or name == OPAQUE or self.is_meta(name):
@@ -201,6 +234,12 @@ class _Overlay(Format):
             hidden.sort()
         names.sort()
         return Listing(mark == b"y", hidden, names)
+
+    def lookup(self, dir_fd: int, name: bytes) -> os.stat_result | Hidden | None:
+        status = _lstat(dir_fd, name)
+        if status is None or self.hidden_name(dir_fd, name, status) is None:
+            return status
+        return HIDDEN
 
     def write_whiteout(self, dir_fd: int, name: bytes) -> None:
         if name in _NO_NAMES:
@@ -263,9 +302,8 @@ class _Overlay(Format):
             return None
 
     def _hides(self, dir_fd: int, name: bytes, mark: bytes | None) -> bool:
-        try:
-            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
+        status = _lstat(dir_fd, name)
+        if status is None:
             return False
         if stat.S_ISCHR(status.st_mode):
             return status.st_rdev == 0
@@ -275,6 +313,9 @@ class _Overlay(Format):
     def _marked_file(self, dir_fd: int, name: bytes, mark: bytes | None) -> bool:
         return mark == b"x" and xattr.get(fd_path(dir_fd, name), self._whiteout) is not None
 
+
+PLAIN: Final[View] = _Plain()
+"""A tree that is no layer: every name is an entry."""
 
 AUFS: Final[Format] = _Aufs()
 OVERLAY: Final[Format] = _Overlay("overlay", "trusted")
@@ -298,9 +339,11 @@ def _unlink(dir_fd: int, name: bytes) -> None:
         pass
 
 
-def _lexists(dir_fd: int, name: bytes) -> bool:
+def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:
     try:
-        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as error:
+        # A whiteout's name can be too long where the name itself is not.
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+        return None
