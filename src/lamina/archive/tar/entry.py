@@ -52,7 +52,7 @@ class Entry:
     sparse: tuple[tuple[int, int], ...] | None = None
     stored_size: int = 0
     pax: dict[str, bytes] = field(default_factory=dict)
-    """The records of extended headers that no field above stands for (``atime``, ``comment``...)."""
+    """Records of extended headers that no field above stands for (``atime``, ``comment``...)."""
     offset: int = 0
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
 
-from lamina.archive.tar.entry import Entry, Limits
-
-
-class Readable(Protocol):
-    """Anything to read bytes from. ``readinto``, where there, saves a copy."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes; none at the end."""
+from lamina.archive.tar import header, pax, sparse
+from lamina.archive.tar.entry import Entry, Limits, Type
+from lamina.archive.tar.header import BLOCK, ZERO_BLOCK, Format
+from lamina.archive.tar.pax import Records
+from lamina.archive.tar.source import Readable, Source, truncated
+from lamina.errors import InvalidArchive
 
 
 class Observer(Protocol):
@@ -23,7 +23,7 @@ class Observer(Protocol):
     """
 
     def raw(self, data: memoryview) -> None:
-        """Bytes that are no file's payload: headers, sparse maps, padding, the end, what follows."""
+        """Bytes that are no file's payload: headers, sparse maps, padding, all from the end on."""
 
     def begin(self, entry: Entry) -> None:
         """The headers of ``entry`` are read; its payload, if any, comes next."""
@@ -35,21 +35,293 @@ class Observer(Protocol):
         """The payload of the entry is complete."""
 
 
+_DEFAULT_LIMITS = Limits()
+
+# Type flags (besides those of Type) with a meaning of their own.
+_EXTENDED = (b"x", b"X")  # X: Solaris' tar, before POSIX
+_GLOBAL = b"g"
+_LONG_NAME = b"L"
+_LONG_LINK = b"K"
+_CONTINUATION = b"M"
+_IGNORED = (b"V", b"A")  # GNU volume label, Solaris ACL
+_NOT_ENTRIES = frozenset(
+    (*_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK, _CONTINUATION, *_IGNORED)
+)  # fmt: skip
+_SPARSE = b"S"
+_DUMPDIR = b"D"
+
+
+@dataclass(slots=True)
+class _Extension:
+    """What the headers in front of an entry say about it."""
+
+    records: Records = field(default_factory=Records)
+    name: bytes = b""
+    linkname: bytes = b""
+
+
 class TarReader:
-    """Iterate over the entries of a tar stream; content by chunks() or copy_to()."""
+    """The entries of a tar stream, by iteration.
+
+    ``stream`` is anything with ``readinto`` or ``read``; an open regular file is read from its
+    position on, and what is passed over is not read at all. The content of the entry at hand
+    comes from :meth:`chunks` or :meth:`copy_to`; what is left of it is skipped by the next
+    step. At the end the stream is read out, and what follows the archive is let go.
+
+    Memory is one buffer of 1 MiB and what ``limits`` allow. Raises InvalidArchive for whatever
+    is damaged or beyond the limits, OSError where the stream does.
+    """
 
     def __init__(
-        self, stream: Readable, *, observer: Observer | None = None, limits: Limits = Limits()
+        self,
+        stream: Readable,
+        *,
+        observer: Observer | None = None,
+        limits: Limits = _DEFAULT_LIMITS,
     ) -> None:
-        raise NotImplementedError
+        self._source = Source(stream, observer)
+        self._observer = observer
+        self._limits = limits
+        self._entry: Entry | None = None
+        self._remaining = 0  # bytes of the entry's payload
+        self._globals: dict[str, bytes] = {}
+        self._extension: _Extension | None = None
+        self._is_pax = False
+        self._begun = False
+        self._done = False
+        self._name: bytes | None = None  # for errors
 
     def __iter__(self) -> Iterator[Entry]:
-        raise NotImplementedError
+        return self
+
+    def __next__(self) -> Entry:
+        if self._done:
+            raise StopIteration
+        try:
+            if self._entry is not None:
+                self._finish_entry(self._entry)
+            entry = self._read_entry()
+        except InvalidArchive as error:
+            self._fail(error)
+        if entry is None:
+            self._done = True
+            raise StopIteration
+        self._entry = entry
+        self._remaining = entry.stored_size
+        if self._observer is not None:
+            self._source.report()
+            self._observer.begin(entry)
+        return entry
 
     def chunks(self) -> Iterator[memoryview]:
-        """The current entry's payload as stored, in pieces valid until the next step."""
-        raise NotImplementedError
+        """What is left of the entry's payload, as stored; a piece is valid until the next step."""
+        try:
+            while self._remaining:
+                part = self._source.payload(self._remaining)
+                self._remaining -= len(part)
+                yield part
+        except InvalidArchive as error:
+            self._fail(error)
 
-    def copy_to(self, fd: int) -> int:
-        """Write the current entry's content to ``fd``, holes as holes; how many bytes of data."""
-        raise NotImplementedError
+    def copy_to(self, fd: int) -> None:
+        """Write the entry's content at the position of ``fd``, holes as holes.
+
+        For a sparse entry ``fd`` must be a regular file that ends where it stands. To be
+        called instead of :meth:`chunks`, not after it.
+        """
+        source, entry = self._source, self._entry
+        if entry is None:
+            raise ValueError("no entry is at hand")
+        try:
+            if entry.sparse is None:
+                size, self._remaining = self._remaining, 0
+                if size:
+                    source.write_payload(fd, size)
+                return
+            self._remaining = 0
+            base = os.lseek(fd, 0, os.SEEK_CUR)
+            for offset, length in entry.sparse:
+                os.lseek(fd, base + offset, os.SEEK_SET)
+                source.write_payload(fd, length)
+            os.ftruncate(fd, base + entry.size)
+        except InvalidArchive as error:
+            self._fail(error)
+
+    def _fail(self, error: InvalidArchive) -> NoReturn:
+        """Name the entry, and have no second try."""
+        self._done = True
+        if error.entry is None and self._name is not None:
+            raise InvalidArchive(error.why, self._name) from None
+        raise error
+
+    def _finish_entry(self, entry: Entry) -> None:
+        """Pass over what is left of the payload and the padding."""
+        source = self._source
+        if self._observer is None:
+            source.skip(self._remaining + -entry.stored_size % BLOCK)
+        else:
+            while self._remaining:
+                self._remaining -= len(source.payload(self._remaining))
+            self._observer.end()
+            source.skip(-entry.stored_size % BLOCK)
+        self._entry = self._name = None
+
+    def _read_entry(self) -> Entry | None:
+        """Read headers up to the next entry's own; None at the end of the archive."""
+        source = self._source
+        while True:
+            if source.end - source.start < BLOCK and not source.fill(BLOCK):
+                self._end_of_stream()
+                return None
+            block = source.buffer[source.start : source.start + BLOCK]
+            decoded = header.decode(block)
+            if decoded is None:
+                self._end_mark(block)
+                return None
+            self._begun = True
+            source.start += BLOCK
+            flag, form, entry = decoded
+            if flag not in _NOT_ENTRIES:
+                break
+            self._read_extension(flag, entry)
+        self._name = entry.name
+        records = None
+        if self._extension is not None or self._globals:
+            records = self._apply_extension(entry)
+        self._settle_payload(entry, flag, form, block, records)
+        if entry.type is Type.DIRECTORY:
+            entry.name = entry.name.rstrip(b"/") or b"/"
+        if not entry.name:
+            raise InvalidArchive(f"an entry without a name at offset {source.offset - BLOCK}")
+        entry.offset = source.offset
+        if not source.holds(entry.stored_size):
+            raise InvalidArchive(f"truncated: {entry.stored_size} bytes go past the archive's end")
+        return entry
+
+    def _end_of_stream(self) -> None:
+        """The stream ended where a header could be."""
+        if self._source.start < self._source.end or self._extension is not None:
+            truncated()
+        if not self._begun:
+            raise InvalidArchive("empty")
+        self._source.drain()
+
+    def _end_mark(self, block: bytearray) -> None:
+        """Two blocks of zeros end the archive; or one, if nothing follows."""
+        source = self._source
+        if block != ZERO_BLOCK:
+            what = "a header with a wrong checksum" if self._begun else "not a tar archive"
+            raise InvalidArchive(f"{what} at offset {source.offset}")
+        if self._extension is not None:
+            truncated()
+        source.start += BLOCK
+        if source.fill(BLOCK):
+            if source.buffer[source.start : source.start + BLOCK] != ZERO_BLOCK:
+                raise InvalidArchive(f"data after a lone zero block at offset {source.offset}")
+        elif source.start < source.end:
+            truncated()
+        source.drain()
+
+    def _read_extension(self, flag: bytes, entry: Entry) -> None:
+        """Read a header that speaks of others, and its body."""
+        self._name = entry.name
+        if flag == _CONTINUATION:
+            raise InvalidArchive("a volume of a multi-volume archive")
+        size = entry.size
+        if flag in _IGNORED:
+            self._source.skip(size + -size % BLOCK)
+            return
+        limits = self._limits
+        if size > limits.extended_header:
+            raise InvalidArchive(f"an extended header of {size} bytes")
+        body = self._source.take(size)
+        self._source.skip(-size % BLOCK)
+        if flag == _GLOBAL:
+            self._is_pax = True
+            self._read_globals(body)
+            return
+        if self._extension is None:
+            self._extension = _Extension()
+        if flag == _LONG_NAME:
+            self._extension.name = body.split(b"\0", 1)[0]
+        elif flag == _LONG_LINK:
+            self._extension.linkname = body.split(b"\0", 1)[0]
+        else:
+            self._is_pax = True
+            pax.parse(body, self._extension.records, limits)
+
+    def _read_globals(self, body: bytes) -> None:
+        records = Records(self._globals)
+        pax.parse(body, records, self._limits)
+        if records.map_0_0:
+            raise InvalidArchive("a sparse map in a global header")
+        # An empty value takes a record back.
+        self._globals = {key: value for key, value in records.values.items() if value}
+
+    def _apply_extension(self, entry: Entry) -> Records:
+        """Let what came before override the entry's own header; the records in force."""
+        extension = self._extension or _Extension()
+        self._extension = None
+        if extension.name:
+            entry.name = self._name = extension.name
+        if extension.linkname:
+            entry.linkname = extension.linkname
+        records = extension.records
+        if self._globals:
+            records.values = {**self._globals, **records.values}
+        self._name = records.values.get("path") or self._name
+        pax.apply(records.values, entry, self._limits)
+        return records
+
+    def _settle_payload(
+        self, entry: Entry, flag: bytes, form: Format, block: bytearray, records: Records | None
+    ) -> None:
+        """Find out how much payload follows, and what it stands for."""
+        kind = entry.type
+        if kind is Type.FILE:
+            if flag == _SPARSE:
+                self._read_sparse_header(entry, block, records)
+            elif records is not None:
+                self._read_sparse_records(entry, records)
+            if entry.name.endswith(b"/"):
+                # Before POSIX, and with some writers still, that is how directories look.
+                entry.type = Type.DIRECTORY
+                entry.size, entry.sparse = 0, None
+        elif kind is Type.DIRECTORY and flag == _DUMPDIR:
+            entry.size = 0
+        elif kind is Type.HARDLINK and entry.size and self._has_payload(form):
+            pass
+        else:
+            entry.size = entry.stored_size = 0
+
+    def _has_payload(self, form: Format) -> bool:
+        """Whether a hard link with a size has as much payload, told as libarchive does.
+
+        In pax archives it has. In older ones it has none whatever the size says; and as pax
+        archives need not have extended headers, ustar's are judged by what comes next.
+        """
+        if self._is_pax:
+            return True
+        if form is not Format.USTAR:
+            return False
+        source = self._source
+        if not source.fill(BLOCK):
+            return source.start < source.end
+        block = source.buffer[source.start : source.start + BLOCK]
+        return block != ZERO_BLOCK and not header.is_header(block)
+
+    def _read_sparse_header(self, entry: Entry, block: bytearray, records: Records | None) -> None:
+        size, pairs = sparse.read_old_gnu(block, self._source, self._limits)
+        if records is not None and "SCHILY.realsize" in records.values:
+            size = pax.decimal(records.values["SCHILY.realsize"])
+            entry.pax.pop("SCHILY.realsize", None)
+        entry.size = size
+        entry.sparse = sparse.check(pairs, size, entry.stored_size)
+
+    def _read_sparse_records(self, entry: Entry, records: Records) -> None:
+        if "SUN.holesdata" in records.values:
+            raise InvalidArchive("a sparse format unknown here")
+        found = sparse.read_pax(records, entry, self._source, self._limits)
+        if found is not None:
+            entry.size, pairs = found
+            entry.sparse = sparse.check(pairs, entry.size, entry.stored_size)
