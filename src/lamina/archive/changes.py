@@ -21,7 +21,6 @@ from lamina.archive.lookup import Found, Lookup
 from lamina.archive.stack import Node, NodeKind, walk
 from lamina.archive.whiteout import PLAIN, View
 from lamina.archive.xattrs import DEFAULT_POLICY, XattrPolicy
-from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
 
 _Identity: TypeAlias = tuple[int, int]
@@ -181,20 +180,12 @@ class _Comparison:
         ):
             return False
         here = node.fd if directory else fd_path(node.dir_fd, node.name)
-        if self.attributes(here) != self.attributes(fd_path(lower.dir_fd, node.name)):
+        there = fd_path(lower.dir_fd, node.name)
+        if self.policy.read(here, self.fmt) != self.policy.read(there, self.fmt):
             return False
         if not directory and (new.st_nlink > 1 or old.st_nlink > 1):
             self.links.append((b"/" + node.path, new_id, old_id))
         return True
-
-    def attributes(self, file: int | bytes) -> dict[str, bytes]:
-        """The attributes that a diff is about."""
-        found = xattr.list_all(file)
-        return {
-            name: value
-            for name, value in found.items()
-            if self.policy.keeps(name) and not self.fmt.private_xattr(name)
-        }
 
 
 def same_status(new: os.stat_result, old: os.stat_result) -> bool:

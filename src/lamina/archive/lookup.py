@@ -42,6 +42,16 @@ class Lookup:
         self._fmt = fmt
         self._descent = Descent(layers)
 
+    @property
+    def depth(self) -> int:
+        """Levels below the top."""
+        return self._descent.depth
+
+    @property
+    def fd(self) -> int:
+        """The current directory in the topmost layer that has it, or -1."""
+        return next(iter(self._descent.fds.values()), -1)
+
     def find(self, name: bytes) -> Found | None:
         """The entry of that name that shows here, or None."""
         return next((found for _, found in self._mentions(name)), None)
