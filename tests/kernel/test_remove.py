@@ -236,8 +236,8 @@ def test_something_busy_is_tried_again_and_then_reported(
     tree = grow(tmp_path / "tree")
     real, refusals = os.rmdir, itertools.count(1)
 
-    def rmdir(name: bytes, *, dir_fd: int, limit: int = 3) -> None:
-        if name == b"empty" and next(refusals) <= limit:
+    def rmdir(name: str, *, dir_fd: int, limit: int = 3) -> None:
+        if name == "empty" and next(refusals) <= limit:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
         real(name, dir_fd=dir_fd)
 

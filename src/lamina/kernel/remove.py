@@ -38,12 +38,12 @@ def remove_tree(path: str | bytes | os.PathLike[str]) -> None:
     directories without permissions made writable. Any depth; the time is that of the unlink calls.
     Raises OSError with the path that could not be removed; then part of the tree may be gone.
     """
-    top = os.fsencode(path)
-    parent, name = os.path.split(top.rstrip(b"/"))
-    if name in (b"", b".", b".."):
-        raise OSError(errno.EINVAL, "can't be removed by this name", os.fsdecode(top))
+    top = os.fsdecode(path)
+    parent, name = os.path.split(top.rstrip("/"))
+    if name in ("", ".", ".."):
+        raise OSError(errno.EINVAL, "can't be removed by this name", top)
     try:
-        parent_fd = os.open(parent or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        parent_fd = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     remover = _Remover(parent, parent_fd)
@@ -58,23 +58,23 @@ class _Frame:
 
     __slots__ = ("fd", "identity", "name", "scans", "subdirs")
 
-    def __init__(self, name: bytes, fd: int, scans: int) -> None:
+    def __init__(self, name: str, fd: int, scans: int) -> None:
         self.name = name
         self.fd = fd
         self.identity = _identity(fd)
-        self.subdirs: list[bytes] = []
+        self.subdirs: list[str] = []
         self.scans = scans
 
 
 class _Remover:
     """The walk: an explicit stack of directories, the one at hand last."""
 
-    def __init__(self, parent: bytes, parent_fd: int) -> None:
+    def __init__(self, parent: str, parent_fd: int) -> None:
         self.parent = parent
-        self.frames = [_Frame(b"", parent_fd, 0)]  # the first one is not ours to change
+        self.frames = [_Frame("", parent_fd, 0)]  # the first one is not ours to change
         self.busy = 0
 
-    def run(self, name: bytes) -> None:
+    def run(self, name: str) -> None:
         if not self.unlink(self.frames[0].fd, name):
             self.enter(name)
         while len(self.frames) > 1:
@@ -89,7 +89,7 @@ class _Remover:
             if frame.fd >= 0:
                 os.close(frame.fd)
 
-    def enter(self, name: bytes, scans: int = 0) -> None:
+    def enter(self, name: str, scans: int = 0) -> None:
         """Open a directory and unlink all in it but directories, which are left for later."""
         fd = self.persist(_open_directory, self.frames[-1].fd, name)
         if fd is None:
@@ -98,11 +98,18 @@ class _Remover:
             self.forget(self.frames[-_OPEN_DIRECTORIES])
         frame = _Frame(name, fd, scans)
         self.frames.append(frame)
+        unlink = os.unlink
         with os.scandir(fd) as entries:
             for entry in entries:
-                child = os.fsencode(entry.name)
-                if _is_directory(entry) or not self.unlink(fd, child):
+                child = entry.name
+                if _is_directory(entry):
                     frame.subdirs.append(child)
+                    continue
+                try:
+                    unlink(child, dir_fd=fd)
+                except OSError:
+                    if not self.unlink(fd, child):
+                        frame.subdirs.append(child)
 
     def forget(self, far: _Frame) -> None:
         if far is not self.frames[0] and far.fd >= 0:
@@ -125,29 +132,22 @@ class _Remover:
             self.enter(frame.name, frame.scans + 1)
 
     def parent_of(self, frame: _Frame, expected: _Frame) -> int:
-        fd = self.persist(_open_directory, frame.fd, b"..")
+        fd = self.persist(_open_directory, frame.fd, "..")
         if fd is None or _identity(fd) != expected.identity:
             if fd is not None:
                 os.close(fd)
-            raise OSError(errno.ESTALE, "moved while being removed", self.path_of(b""))
+            raise OSError(errno.ESTALE, "moved while being removed", self.path_of(""))
         return fd
 
-    def unlink(self, dir_fd: int, name: bytes) -> bool:
-        """Unlink what is no directory; False if it is one."""
+    def unlink(self, dir_fd: int, name: str) -> bool:
+        """Unlink what is no directory, come what may; False if it is one."""
         try:
-            os.unlink(name, dir_fd=dir_fd)
+            self.persist(_unlink, dir_fd, name)
         except IsADirectoryError:
             return False
-        except FileNotFoundError:
-            pass
-        except OSError:
-            try:
-                self.persist(_unlink, dir_fd, name)
-            except IsADirectoryError:
-                return False
         return True
 
-    def persist(self, action: Callable[[int, bytes], T], dir_fd: int, name: bytes) -> T | None:
+    def persist(self, action: Callable[[int, str], T], dir_fd: int, name: str) -> T | None:
         """Do it, mending what is in the way; None when there is nothing of that name any more."""
         while True:
             try:
@@ -158,11 +158,10 @@ class _Remover:
                 raise
             except OSError as error:
                 if not self.mend(error, dir_fd, name):
-                    where = os.fsdecode(self.path_of(name))
                     code = errno.EBUSY if error.errno == errno.EXDEV else error.errno
-                    raise OSError(code, os.strerror(code or 0), where) from error
+                    raise OSError(code, os.strerror(code or 0), self.path_of(name)) from error
 
-    def mend(self, error: OSError, dir_fd: int, name: bytes) -> bool:
+    def mend(self, error: OSError, dir_fd: int, name: str) -> bool:
         """Whether something was changed, so that another try may go better."""
         inside = dir_fd != self.frames[0].fd
         if error.errno in (errno.EBUSY, errno.EXDEV):
@@ -172,7 +171,7 @@ class _Remover:
         if error.errno == errno.EACCES:
             return (inside and _permit(dir_fd)) or _permit_name(dir_fd, name)
         if error.errno in (errno.ENOTDIR, errno.ELOOP):  # no directory any more
-            return _removed(dir_fd, name)
+            return _removed_or_changed(dir_fd, name)
         return False
 
     def wait(self) -> bool:
@@ -180,25 +179,27 @@ class _Remover:
         time.sleep(BUSY_PAUSE)
         return self.busy <= BUSY_TRIES
 
-    def path_of(self, name: bytes) -> bytes:
+    def path_of(self, name: str) -> str:
         return os.path.join(self.parent, *(frame.name for frame in self.frames[1:]), name)
 
 
-def _open_directory(dir_fd: int, name: bytes) -> int:
-    return open_same_mount(dir_fd, name, _DIRECTORY)
+def _open_directory(dir_fd: int, name: str) -> int:
+    return open_same_mount(dir_fd, os.fsencode(name), _DIRECTORY)
 
 
-def _rmdir(dir_fd: int, name: bytes) -> None:
+def _rmdir(dir_fd: int, name: str) -> None:
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def _unlink(dir_fd: int, name: bytes) -> None:
+def _unlink(dir_fd: int, name: str) -> None:
     os.unlink(name, dir_fd=dir_fd)
 
 
-def _removed(dir_fd: int, name: bytes) -> bool:
+def _removed_or_changed(dir_fd: int, name: str) -> bool:
     try:
         os.unlink(name, dir_fd=dir_fd)
+    except (FileNotFoundError, IsADirectoryError):  # changed again since
+        return True
     except OSError:
         return False
     return True
@@ -216,10 +217,10 @@ def _identity(fd: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _detach(dir_fd: int, name: bytes) -> bool:
+def _detach(dir_fd: int, name: str) -> bool:
     """Lazily unmount what is mounted at a name; False where nothing is, or it may not be."""
     try:
-        umount2(fd_path(dir_fd, name), MNT_DETACH | UMOUNT_NOFOLLOW)
+        umount2(fd_path(dir_fd, os.fsencode(name)), MNT_DETACH | UMOUNT_NOFOLLOW)
     except OSError:
         return False
     return True
@@ -232,13 +233,13 @@ def _unprotect(fd: int) -> bool:
         return False
 
 
-def _unprotect_name(dir_fd: int, name: bytes) -> bool:
+def _unprotect_name(dir_fd: int, name: str) -> bool:
     # The ioctl of the flags means something else on a device, so look before opening for real.
     try:
         mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             return False
-        fd = open_same_mount(dir_fd, name, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_same_mount(dir_fd, os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -258,9 +259,9 @@ def _permit(fd: int) -> bool:
     return True
 
 
-def _permit_name(dir_fd: int, name: bytes) -> bool:
+def _permit_name(dir_fd: int, name: str) -> bool:
     try:
-        fd = open_same_mount(dir_fd, name, os.O_PATH | os.O_DIRECTORY)
+        fd = open_same_mount(dir_fd, os.fsencode(name), os.O_PATH | os.O_DIRECTORY)
     except OSError:
         return False
     try:
