@@ -38,6 +38,7 @@ class Format(Enum):
 
 _TYPES = {b"\0": Type.FILE, **{kind.value: kind for kind in Type}}
 _TYPES[b"D"] = Type.DIRECTORY  # GNU dumpdir: its payload is a list of names
+_FILE = Type.FILE  # looking up an Enum's member costs more than a global
 _DEVICES = (Type.CHARACTER, Type.BLOCK)
 
 
@@ -58,19 +59,15 @@ def decode(block: bytearray) -> tuple[bytes, Format, Entry] | None:
     if prefix[0]:
         name = _prefix(form, prefix, tail) + name
     try:
-        size = _long_number(size_field)
-        seconds = _long_number(mtime_field)
+        size = _size(size_field)
+        seconds = _seconds(mtime_field)
         mode, uid, gid = _ids(ids)
-        kind = _TYPES.get(flag, Type.FILE)
+        kind = _TYPES.get(flag, _FILE)
         major = minor = 0
         if kind in _DEVICES:
             major, minor = device(number(owner[72:80])), device(number(owner[80:88]))
     except InvalidArchive as error:
         raise InvalidArchive(error.why, name) from None
-    if not 0 <= size <= MAX_SIZE:
-        raise InvalidArchive(f"size out of range: {size}", name)
-    if not -MAX_SECONDS <= seconds <= MAX_SECONDS:
-        raise InvalidArchive(f"modification time out of range: {seconds}", name)
     entry = Entry(
         name,
         kind,
@@ -87,6 +84,7 @@ def decode(block: bytearray) -> tuple[bytes, Format, Entry] | None:
         {},
         None,
         size,
+        {},
     )
     return flag, form, entry
 
@@ -119,13 +117,24 @@ def device(value: int) -> int:
     return value
 
 
-def _long_number(field: bytes) -> int:
+def _size(field: bytes) -> int:
     if field[11] <= 0x20 and (digits := field[:11]).isdigit():
         try:
             return int(digits, 8)
         except ValueError:
             pass
-    return number(field)
+    size = number(field)
+    if not 0 <= size <= MAX_SIZE:
+        raise InvalidArchive(f"size out of range: {size}")
+    return size
+
+
+@lru_cache(maxsize=1024)
+def _seconds(field: bytes) -> int:
+    seconds = number(field)
+    if not -MAX_SECONDS <= seconds <= MAX_SECONDS:
+        raise InvalidArchive(f"modification time out of range: {seconds}")
+    return seconds
 
 
 @lru_cache(maxsize=1024)

@@ -47,6 +47,7 @@ _IGNORED = (b"V", b"A")  # GNU volume label, Solaris ACL
 _NOT_ENTRIES = frozenset(
     (*_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK, _CONTINUATION, *_IGNORED)
 )  # fmt: skip
+_PLAIN_FILE = b"0"
 _SPARSE = b"S"
 _DUMPDIR = b"D"
 
@@ -158,7 +159,11 @@ class TarReader:
         """Pass over what is left of the payload and the padding."""
         source = self._source
         if self._observer is None:
-            source.skip(self._remaining + -entry.stored_size % BLOCK)
+            rest = self._remaining + -entry.stored_size % BLOCK
+            if rest <= source.end - source.start:
+                source.start += rest
+            else:
+                source.skip(rest)
         else:
             while self._remaining:
                 self._remaining -= len(source.payload(self._remaining))
@@ -188,14 +193,14 @@ class TarReader:
         records = None
         if self._extension is not None or self._globals:
             records = self._apply_extension(entry)
-        self._settle_payload(entry, flag, form, block, records)
-        if entry.type is Type.DIRECTORY:
-            entry.name = entry.name.rstrip(b"/") or b"/"
+        if flag != _PLAIN_FILE or records is not None or entry.name.endswith(b"/"):
+            self._settle_payload(entry, flag, form, block, records)
         if not entry.name:
-            raise InvalidArchive(f"an entry without a name at offset {source.offset - BLOCK}")
+            raise InvalidArchive(f"an entry without a name before offset {source.offset}")
         entry.offset = source.offset
-        if not source.holds(entry.stored_size):
-            raise InvalidArchive(f"truncated: {entry.stored_size} bytes go past the archive's end")
+        size = entry.stored_size
+        if size > source.end - source.start and not source.holds(size):
+            raise InvalidArchive(f"truncated: {size} bytes of payload go past the archive's end")
         return entry
 
     def _end_of_stream(self) -> None:
@@ -276,7 +281,7 @@ class TarReader:
     def _settle_payload(
         self, entry: Entry, flag: bytes, form: Format, block: bytearray, records: Records | None
     ) -> None:
-        """Find out how much payload follows, and what it stands for."""
+        """Find out how much payload follows, what it stands for, and what is a directory."""
         kind = entry.type
         if kind is Type.FILE:
             if flag == _SPARSE:
@@ -293,6 +298,8 @@ class TarReader:
             pass
         else:
             entry.size = entry.stored_size = 0
+        if entry.type is Type.DIRECTORY:
+            entry.name = entry.name.rstrip(b"/") or b"/"
 
     def _has_payload(self, form: Format) -> bool:
         """Whether a hard link with a size has as much payload, told as libarchive does.
