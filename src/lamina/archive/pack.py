@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from lamina.archive.changes import same_status
 from lamina.archive.descent import Tree
 from lamina.archive.lookup import Lookup
 from lamina.archive.pieces import Pieces
-from lamina.archive.stack import Node, walk
+from lamina.archive.stack import Node, Vanished, walk
 from lamina.archive.tar import END, Entry, Type, encode, padding
 from lamina.archive.whiteout import OPAQUE, PLAIN, WHITEOUT_PREFIX, View
 from lamina.archive.xattrs import DEFAULT_POLICY, XattrPolicy, to_container
@@ -88,8 +88,8 @@ def pack(
     """
     with ExitStack() as cleanup:
         below = cleanup.enter_context(Lookup(lowers, fmt)) if lowers else None
-        packer = _Packer(fmt, below, idmap or IdMap.identity(), options or PackOptions())
-        yield from packer.stream(uppers)
+        packer = _Packer(fmt, below, idmap, options)
+        yield from packer.stream(walk(uppers, fmt, vanished=packer.vanished))
 
 
 def pack_tree(
@@ -99,19 +99,39 @@ def pack_tree(
     return pack([root], fmt=PLAIN, idmap=idmap, options=options)
 
 
+def pack_nodes(
+    nodes: Callable[[Vanished], Iterable[Node]],
+    *,
+    idmap: IdMap | None = None,
+    options: PackOptions | None = None,
+) -> Iterator[bytes | memoryview]:
+    """A tar of chosen nodes of one walk over plain trees; otherwise as :func:`pack`.
+
+    ``nodes`` is given what to call with the path of an entry that went away meanwhile.
+    """
+    packer = _Packer(PLAIN, None, idmap, options)
+    return packer.stream(nodes(packer.vanished))
+
+
 class _Packer:
-    def __init__(self, fmt: View, below: Lookup | None, idmap: IdMap, options: PackOptions) -> None:
+    def __init__(
+        self,
+        fmt: View,
+        below: Lookup | None = None,
+        idmap: IdMap | None = None,
+        options: PackOptions | None = None,
+    ) -> None:
         self.fmt = fmt
         self.below = below
-        self.idmap = idmap
-        self.options = options
+        self.idmap = idmap or IdMap.identity()
+        self.options = options or PackOptions()
         self.pieces = Pieces()
         self.links: dict[tuple[int, int], bytes] = {}
         self.left_out = 0
         """Depth of the directory that is left out with all that is in it, if not 0."""
 
-    def stream(self, uppers: Sequence[Tree]) -> Iterator[bytes | memoryview]:
-        for node in walk(uppers, self.fmt, vanished=self.vanished):
+    def stream(self, nodes: Iterable[Node]) -> Iterator[bytes | memoryview]:
+        for node in nodes:
             if self.left_out:
                 if node.depth > self.left_out:
                     continue
@@ -162,8 +182,8 @@ class _Packer:
         """Whether the top directory is as that of the lower layers, times apart."""
         assert self.below is not None
         return same_status(status, os.fstat(self.below.fd)) and (
-            self.options.xattrs.read(fd, self.fmt)
-            == self.options.xattrs.read(self.below.fd, self.fmt)
+            self.options.xattrs.read(fd, self.fmt, b"")
+            == self.options.xattrs.read(self.below.fd, self.fmt, b"")
         )
 
     def file(self, node: Node, status: os.stat_result) -> Iterator[bytes | memoryview]:
@@ -218,7 +238,7 @@ class _Packer:
             mtime_ns = min(mtime_ns, self.options.clamp_mtime_ns)
         try:
             uid, gid = self.idmap.to_container(status.st_uid, status.st_gid)
-            xattrs = self.options.xattrs.read(file, self.fmt) if file is not None else {}
+            xattrs = self.options.xattrs.read(file, self.fmt, name) if file is not None else {}
             if xattrs:
                 xattrs = to_container(xattrs, self.idmap)
         except UnmappedId as error:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lamina.archive.descent import Descent, Tree
@@ -202,3 +202,20 @@ def merge(
     whiteouts = sorted(name for name, above in sources.items() if above[0] < 0)
     entries = sorted(name for name, above in sources.items() if above[0] >= 0)
     return whiteouts, entries, sources
+
+
+def size(nodes: Iterable[Node]) -> int:
+    """Bytes of the regular files among ``nodes``, a hard-linked one once."""
+    total = 0
+    linked: set[tuple[int, int]] = set()
+    for node in nodes:
+        status = node.status
+        if status is None or not stat.S_ISREG(status.st_mode):
+            continue
+        if status.st_nlink > 1:
+            identity = (status.st_dev, status.st_ino)
+            if identity in linked:
+                continue
+            linked.add(identity)
+        total += status.st_size
+    return total
