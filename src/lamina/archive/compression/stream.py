@@ -69,15 +69,16 @@ class Decompressed(io.RawIOBase):
         """True."""
         return True
 
-    def fileno(self) -> int:
-        """The descriptor of the source, where the plain bytes are simply those of a regular file.
+    @property
+    def file(self) -> io.FileIO | None:
+        """The source itself, where the plain bytes are simply those of a regular file.
 
-        Its offset is that of the next byte; whoever reads from it does so instead of from here.
-        Otherwise raises :class:`io.UnsupportedOperation`.
+        For readers that do better with an open file (copy_file_range, holes). It is read instead
+        of this stream, from the position at which it stands, and is closed with it.
         """
-        if self._pipeline is None and self._source.regular:
-            return self._source.fileno()
-        raise io.UnsupportedOperation("fileno")
+        if self._pipeline is not None or not self._source.regular:
+            return None
+        return io.FileIO(self._source.fileno(), "rb", closefd=False)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most ``size`` bytes, perhaps fewer; nothing at the end only. All, for -1 or None."""
@@ -133,7 +134,7 @@ def open_stream(
     in threads, some MiB ahead of the caller at most. ``digest`` names the hash to take of the
     bytes of the source (OCI: a blob's digest), ``diff_id`` says whether to take the sha256 of
     the plain bytes (OCI: a layer's DiffID); both are read from the result at the end. A plain
-    source with neither is read without threads, and a regular file then has ``fileno()``.
+    source with neither is read without threads; a regular file can be had as ``file`` then.
 
     Reading raises :class:`lamina.errors.InvalidArchive` for a damaged or truncated stream.
     """
