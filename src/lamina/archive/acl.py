@@ -1,0 +1,94 @@
+"""POSIX access control lists: the text of tar archives, the bytes of extended attributes.
+
+GNU tar, star and bsdtar store an ACL as the text of acl(5) in the pax records
+``SCHILY.acl.access`` and ``SCHILY.acl.default``; Linux takes it as the attributes
+``system.posix_acl_access`` and ``..._default`` (include/uapi/linux/posix_acl_xattr.h).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+RECORDS: Final = {
+    "SCHILY.acl.access": "system.posix_acl_access",
+    "SCHILY.acl.default": "system.posix_acl_default",
+}
+"""Pax record, and the attribute that it stands for."""
+
+_HEADER = struct.pack("<I", 2)
+_ENTRY = struct.Struct("<HHI")  # tag, permissions, id
+_UNDEFINED = 0xFFFF_FFFF
+_USER, _GROUP = 0x02, 0x08
+_TAGS = {  # (name, has a qualifier): tag
+    ("user", False): 0x01,
+    ("user", True): _USER,
+    ("group", False): 0x04,
+    ("group", True): _GROUP,
+    ("mask", False): 0x10,
+    ("other", False): 0x20,
+}
+_SHORT = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+_BITS = {"r": 4, "w": 2, "x": 1, "-": 0}
+
+ToHost = Callable[[int, int], tuple[int, int]]
+
+
+def parse(text: str) -> bytes:
+    """The attribute for an ACL in text form; ValueError if it is none.
+
+    A name is taken with the number that stands after it (``user:alice:rw-:1000``), as star and
+    GNU tar write it; a qualifier may be a number alone. A name alone can't be resolved: names in
+    an archive are those of another machine.
+    """
+    entries = []
+    for line in text.replace("\n", ",").split(","):
+        line = line.partition("#")[0].strip()
+        if line:
+            entries.append(_entry(line))
+    if not entries:
+        raise ValueError("an ACL without entries")
+    return _HEADER + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=_order))
+
+
+def mapped(value: bytes, to_host: ToHost) -> bytes:
+    """An attribute with its user and group ids mapped; ValueError when it is malformed."""
+    if not value.startswith(_HEADER) or len(value) % _ENTRY.size != len(_HEADER):
+        raise ValueError("not a POSIX ACL")
+    result = bytearray(_HEADER)
+    for tag, bits, number in _ENTRY.iter_unpack(value[len(_HEADER) :]):
+        if tag == _USER:
+            number = to_host(number, 0)[0]
+        elif tag == _GROUP:
+            number = to_host(0, number)[1]
+        result += _ENTRY.pack(tag, bits, number)
+    return bytes(result)
+
+
+def _entry(line: str) -> tuple[int, int, int]:
+    fields = [field.strip() for field in line.split(":")]
+    if len(fields) < 2:
+        raise ValueError(f"'{line}' is no ACL entry")
+    kind = _SHORT.get(fields[0], fields[0])
+    if kind in ("mask", "other") and len(fields) == 2:
+        fields.insert(1, "")
+    if len(fields) not in (3, 4):
+        raise ValueError(f"'{line}' is no ACL entry")
+    qualifier = fields[3] if len(fields) == 4 else fields[1]
+    tag = _TAGS.get((kind, bool(qualifier)))
+    if tag is None or not set(fields[2]) <= _BITS.keys():
+        raise ValueError(f"'{line}' is no ACL entry")
+    if qualifier and not (
+        qualifier.isascii() and qualifier.isdigit() and int(qualifier) < _UNDEFINED
+    ):
+        raise ValueError(f"'{line}' has a name and no number")
+    bits = 0
+    for letter in fields[2]:
+        bits |= _BITS[letter]
+    return tag, bits, int(qualifier) if qualifier else _UNDEFINED
+
+
+def _order(entry: tuple[int, int, int]) -> tuple[int, int]:
+    # The kernel wants the entries by tag; by id among users and groups is how libacl has them.
+    return entry[0], entry[2]

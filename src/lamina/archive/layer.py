@@ -1,0 +1,329 @@
+"""A layer directory being filled: where things go, what makes way, and what of below is hidden."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lamina.archive.aside import Aside
+from lamina.archive.attributes import ACL_DEFAULT
+from lamina.archive.lowers import Lowers, hidden_here
+from lamina.archive.metadata import Metadata
+from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
+from lamina.archive.whiteout import AUFS, Format
+from lamina.errors import InvalidArchive, printable
+from lamina.kernel import xattr
+from lamina.kernel.path import fd_path
+
+Superseded = Callable[[bytes, int], None]
+
+
+class Layer:
+    """The layer directory ``root_fd``, empty at first, over ``lowers``.
+
+    ``on_superseded(path, fd)`` is told of each regular file with content before it is removed
+    again; ``fd`` is open for reading, during the call. ``path`` is the file's in the layer.
+    """
+
+    def __init__(
+        self,
+        root_fd: int,
+        fmt: Format,
+        lowers: Sequence[Path],
+        metadata: Metadata,
+        on_superseded: Superseded | None,
+    ) -> None:
+        self.fmt = fmt
+        self.metadata = metadata
+        self.tree = Tree(root_fd, metadata.now_ns)
+        self.aside = Aside(root_fd)
+        self.size = 0
+        """Bytes of the regular files, a hard-linked one once."""
+        self.superseded = 0
+        """How many regular files with content were removed again."""
+        self._lowers = Lowers(lowers, fmt)
+        self._on_superseded = on_superseded
+        self._root_opaque = False
+        self._beside = False  # whether there are whiteouts that lie beside the name they hide
+        self._copied: dict[bytes, bytes] = {}  # files of lower layers that links needed
+        _remove_default_acl(root_fd)
+        self._like_below(self.tree.root, b"")
+
+    # -- directories
+
+    def parent(self, head: bytes) -> Directory:
+        """The directory called ``head`` in the archive, made if it is missing.
+
+        Raises InvalidArchive when there is no way to it.
+        """
+        try:
+            return self.tree.at(head)
+        except (FileNotFoundError, NotADirectoryError):  # a whiteout is no directory either
+            return self._imply(clean(head))
+
+    def make_directory(self, parent: Directory, base: bytes, path: bytes, mode: int) -> Directory:
+        """The directory ``base`` in ``parent``, called ``path``: as it is, or made in place of
+        what is there."""
+        mode = self.metadata.owners.directory_mode(mode & 0o777)
+        hid = False
+        try:
+            os.mkdir(base, mode, dir_fd=parent.fd)
+        except FileExistsError:
+            found = os.stat(base, dir_fd=parent.fd, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                return self.tree.adopt(os.open(base, OPEN_DIRECTORY, dir_fd=parent.fd), path)
+            self._remove(parent, base, path, found)
+            os.mkdir(base, mode, dir_fd=parent.fd)
+            hid = True
+        if self._beside:
+            hid = self._unhide(parent, base) or hid
+        self.metadata.forget(path)
+        directory = self.tree.adopt(os.open(base, OPEN_DIRECTORY, dir_fd=parent.fd), path)
+        if hid:
+            self.fmt.set_opaque(directory.fd)
+        return directory
+
+    def _imply(self, path: bytes) -> Directory:
+        """Make the directories of a clean path that are missing."""
+        missing = []
+        while True:
+            try:
+                parent = self.tree.at(path)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                path, base = split(path)
+                missing.append(base)
+        for base in reversed(missing):
+            path = path + b"/" + base if path else base
+            parent = self._imply_one(parent, base, path)
+        return parent
+
+    def _imply_one(self, parent: Directory, base: bytes, path: bytes) -> Directory:
+        status = self._live(parent, base)
+        if status is not None:
+            what = "a symbolic link to nowhere" if stat.S_ISLNK(status.st_mode) else "no directory"
+            raise InvalidArchive(f"its parent '{printable(path)}' is {what}")
+        directory = self.make_directory(parent, base, path, 0o755)
+        self._like_below(directory, path)
+        return directory
+
+    def _like_below(self, directory: Directory, path: bytes) -> None:
+        with self._lowers.find(path) as below:
+            if below is None or not stat.S_ISDIR(below[2].st_mode):
+                self.metadata.implied(directory, path)
+            else:
+                fd = os.open(below[1], OPEN_DIRECTORY, dir_fd=below[0])
+                try:
+                    self.metadata.directory_like(directory, path, fd)
+                finally:
+                    os.close(fd)
+
+    # -- what is there makes way
+
+    def make_way(self, parent: Directory, base: bytes, path: bytes) -> None:
+        """Remove whatever ``base`` is in ``parent``, so that something can be made there."""
+        status = _lstat(parent, base)
+        if status is not None:
+            self._remove(parent, base, path, status)
+
+    def made(self, parent: Directory, base: bytes) -> None:
+        """Something was made: its own whiteout, where that is a file beside it, goes."""
+        if self._beside:
+            self._unhide(parent, base)
+
+    def _remove(self, parent: Directory, base: bytes, path: bytes, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            self.aside.remove_tree(parent.fd, base, path, self._gone)
+            self.tree.forget_paths()
+            return
+        if self.fmt.hidden_name(parent.fd, base, status) is None:
+            self._gone(path, parent.fd, status, base)
+        os.unlink(base, dir_fd=parent.fd)
+        if stat.S_ISLNK(status.st_mode):
+            self.tree.forget_paths()
+
+    def _gone(self, path: bytes, dir_fd: int, status: os.stat_result, name: bytes) -> None:
+        """Account for a file that is about to be unlinked."""
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return
+        if status.st_nlink == 1:
+            self.size -= status.st_size
+        self.superseded += 1
+        if self._on_superseded is not None:
+            fd = _open_to_read(dir_fd, name)
+            try:
+                self._on_superseded(path, fd)
+            finally:
+                os.close(fd)
+
+    # -- what of the lower layers is hidden
+
+    def hide(self, parent: Directory, name: bytes) -> None:
+        """A whiteout of ``name``: hides what lower layers have, not what this one has."""
+        status = self._live(parent, name)
+        if status is None:
+            self.fmt.write_whiteout(parent.fd, name)
+            self._beside = self.fmt is AUFS
+        elif stat.S_ISDIR(status.st_mode):
+            fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
+            try:
+                self.fmt.set_opaque(fd)
+            finally:
+                os.close(fd)
+
+    def set_opaque(self, directory: Directory) -> None:
+        """Hide all that lower layers have in ``directory``."""
+        if directory is self.tree.root:
+            self._root_opaque = True
+        else:
+            self.fmt.set_opaque(directory.fd)
+
+    def _unhide(self, parent: Directory, base: bytes) -> bool:
+        marker = hidden_here(self.fmt, parent.fd, base)
+        if marker is None:
+            return False
+        os.unlink(marker, dir_fd=parent.fd)
+        return True
+
+    # -- sources of hard links
+
+    def find(self, path: bytes) -> tuple[Directory, bytes] | None:
+        """Directory and name of what the layer itself has at a clean path, or None.
+
+        Raises InvalidArchive when it is a directory.
+        """
+        head, base = split(path)
+        try:
+            parent = self.tree.at(head)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        status = self._live(parent, base or b".")
+        if status is None:
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            raise InvalidArchive(f"a hard link to the directory '{printable(path)}'")
+        return parent, base
+
+    def place_aside(self, name: bytes) -> tuple[Directory, bytes]:
+        """Where a source of hard links called ``name`` waits that is itself no entry."""
+        return self.aside.directory, b"=" + name
+
+    def kept_aside(self, name: bytes) -> tuple[Directory, bytes] | None:
+        """The source that was placed aside as ``name``, if one was."""
+        place = self.place_aside(name)
+        return None if _lstat(*place) is None else place
+
+    def copy_up(self, path: bytes) -> tuple[Directory, bytes] | None:
+        """A copy of the lower layers' file at a clean path, to be linked to; None: they have none.
+
+        At the end the copy also appears at ``path``, as a link to a lower file makes it in any
+        union file system, unless this layer hides that name.
+        """
+        name = self._copied.get(path)
+        if name is None:
+            with self._lowers.find(path) as below:
+                if below is None:
+                    return None
+                dir_fd, base, status = below
+                if stat.S_ISDIR(status.st_mode):
+                    raise InvalidArchive(f"a hard link to the directory '{printable(path)}'")
+                name = self.aside.new_name()
+                copy = self.metadata.copier.node
+                self.size += copy(dir_fd, base, status, self.aside.directory.fd, name)
+                self._copied[path] = name
+        return self.aside.directory, name
+
+    # -- the end
+
+    def finish(self) -> None:
+        """Do what had to wait for the last entry. The layer is complete then."""
+        if self._root_opaque:
+            self._hide_all_below()
+        else:
+            for path, name in self._copied.items():
+                self._link_copy(path, name)
+        self._leave_aside()
+        self.metadata.finish(self.tree)
+        self.tree.close()
+
+    def discard(self) -> None:
+        """Close all that is open; what was made is left as it is."""
+        self.aside.discard()
+        self.tree.discard()
+
+    def _hide_all_below(self) -> None:
+        for name in sorted(self._lowers.top_names()):
+            self.hide(self.tree.root, name)
+
+    def _link_copy(self, path: bytes, name: bytes) -> None:
+        if self._decided(path):
+            return
+        head, base = split(path)
+        parent = self.parent(head)
+        os.link(
+            name,
+            base,
+            src_dir_fd=self.aside.directory.fd,
+            dst_dir_fd=parent.fd,
+            follow_symlinks=False,
+        )
+
+    def _decided(self, path: bytes) -> bool:
+        """Whether this layer has or hides a path, so that the lower layers' is not seen."""
+        directory = self.tree.root
+        done = b""
+        for part in path.split(b"/"):
+            if hidden_here(self.fmt, directory.fd, part) is not None:
+                return True
+            status = _lstat(directory, part)
+            if status is None:
+                return False
+            done = done + b"/" + part if done else part
+            if not stat.S_ISDIR(status.st_mode) or done == path:
+                return True
+            directory = self.tree.at(done)
+            if self.fmt.is_opaque(directory.fd):
+                return True
+        return True
+
+    def _leave_aside(self) -> None:
+        for name, status in self.aside.files():
+            self._gone(name, self.aside.directory.fd, status, name)
+        self.aside.close()
+
+    def _live(self, parent: Directory, base: bytes) -> os.stat_result | None:
+        """Status of what the layer has at ``base``; None for nothing, and for a whiteout."""
+        status = _lstat(parent, base)
+        if status is None or self.fmt.hidden_name(parent.fd, base, status) is not None:
+            return None
+        return status
+
+
+def _remove_default_acl(root_fd: int) -> None:
+    """What is made in the directory must not inherit what no archive gave it."""
+    try:
+        xattr.remove(root_fd, ACL_DEFAULT)
+    except xattr.XattrUnsupported:
+        pass
+
+
+def _lstat(parent: Directory, base: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(base, dir_fd=parent.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _open_to_read(dir_fd: int, name: bytes) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=dir_fd)
+    except PermissionError:  # mode 0, and not root
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            os.chmod(fd_path(fd), 0o600)
+        finally:
+            os.close(fd)
+        return os.open(name, flags, dir_fd=dir_fd)

@@ -1,0 +1,92 @@
+"""Copying one file of a tree to another place, with all that a file has.
+
+Both ends are a directory descriptor and a name in it; no link is followed. Regular files are
+opened once and everything is done on the descriptors; what can't be opened is done by name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from lamina.archive.attributes import Attributes
+from lamina.archive.owners import Owners, Warn
+from lamina.kernel import xattr
+from lamina.kernel.copy import copy_file
+from lamina.kernel.path import fd_path
+
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Copier:
+    """Copies under one policy of owners. Attributes for which ``leave`` holds stay behind."""
+
+    def __init__(self, owners: Owners, leave: Callable[[str], bool], warn: Warn) -> None:
+        self._owners = owners
+        self._leave = leave
+        self._attributes = Attributes(owners, warn)
+
+    def node(self, src_fd: int, src: bytes, status: os.stat_result, dst_fd: int, dst: bytes) -> int:
+        """Copy anything but a directory to a name that is free; bytes of a regular file.
+
+        ``status`` is the source's. Raises OSError.
+        """
+        if stat.S_ISREG(status.st_mode):
+            return self._file(src_fd, src, dst_fd, dst)
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(src, dir_fd=src_fd), dst, dir_fd=dst_fd)
+        else:
+            os.mknod(dst, status.st_mode & ~0o7777 | 0o600, status.st_rdev, dir_fd=dst_fd)
+        self._owners.give_at(dst_fd, dst, (status.st_uid, status.st_gid))
+        if not stat.S_ISLNK(status.st_mode):
+            chmod_node(dst_fd, dst, status.st_mode)
+        self._copy_attributes(fd_path(src_fd, src), fd_path(dst_fd, dst), dst)
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        os.utime(dst, ns=times, dir_fd=dst_fd, follow_symlinks=False)
+        return 0
+
+    def _file(self, src_fd: int, src: bytes, dst_fd: int, dst: bytes) -> int:
+        source = os.open(src, READ, dir_fd=src_fd)
+        try:
+            status = os.fstat(source)
+            target = os.open(dst, CREATE, 0o600, dir_fd=dst_fd)
+            try:
+                copy_file(source, target, status.st_size)
+                self.metadata(source, target, status, dst)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        return status.st_size
+
+    def metadata(self, source: int, target: int, status: os.stat_result, name: bytes) -> None:
+        """Give the open file or directory ``target`` all that ``source`` has but its content."""
+        self._owners.give(target, (status.st_uid, status.st_gid))
+        os.fchmod(target, stat.S_IMODE(status.st_mode))
+        self._copy_attributes(source, target, name)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def attributes(self, source: int | bytes) -> dict[str, bytes]:
+        """The attributes of a file that are to be copied."""
+        found = xattr.list_all(source)
+        return {name: found[name] for name in found if not self._leave(name)}
+
+    def _copy_attributes(self, source: int | bytes, target: int | bytes, name: bytes) -> None:
+        found = self.attributes(source)
+        if found:
+            self._attributes.apply(target, found, name)
+
+
+def chmod_node(dir_fd: int, name: bytes, mode: int) -> None:
+    """chmod(2) of a device or FIFO, which must not be opened, and never through a link.
+
+    ``mode`` is an st_mode; a file that is not of its type is left alone.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        if stat.S_IFMT(os.fstat(fd).st_mode) == stat.S_IFMT(mode):
+            os.chmod(fd_path(fd), stat.S_IMODE(mode))  # this link leads to what was opened
+    finally:
+        os.close(fd)
