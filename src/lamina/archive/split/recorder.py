@@ -108,6 +108,10 @@ class SplitRecorder:
     # -- records
 
     def _write_raw(self, size: int) -> None:
+        if size == len(self._raw) <= PIECE_SIZE:
+            self._writer.segment(self._raw)
+            self._raw.clear()
+            return
         with memoryview(self._raw) as raw:
             for start in range(0, size, PIECE_SIZE):
                 self._writer.segment(raw[start : min(start + PIECE_SIZE, size)])

@@ -46,7 +46,7 @@ class RecordWriter:
         self._size = 0
         self._position = 0
 
-    def segment(self, data: bytes | memoryview) -> None:
+    def segment(self, data: bytes | bytearray | memoryview) -> None:
         """Raw bytes, at most ``PIECE_SIZE``; none make no record."""
         if data:
             text = b2a_base64(data, newline=False)
@@ -56,19 +56,18 @@ class RecordWriter:
         self, name: bytes, size: int, payload: bytes | None, sparse: Segments | None = None
     ) -> None:
         """A file; ``payload`` is its CRC, None for a file without content."""
-        parts = [b'{"type":1']
         try:
-            parts.append(b',"name":%b' % encode_basestring_ascii(name.decode()).encode())
+            called = b'"name":%b' % encode_basestring_ascii(name.decode()).encode()
         except UnicodeDecodeError:
-            parts.append(b',"name_raw":"%b"' % b2a_base64(name, newline=False))
-        if size:
-            parts.append(b',"size":%d' % size)
+            called = b'"name_raw":"%b"' % b2a_base64(name, newline=False)
+        sized = b',"size":%d' % size if size else b""
         if sparse:
             pairs = ",".join(f"[{offset},{length}]" for offset, length in sparse)
-            parts.append(b',"sparse":[%b]' % pairs.encode())
+            sized += b',"sparse":[%b]' % pairs.encode()
         text = b"null" if payload is None else b'"%b"' % b2a_base64(payload, newline=False)
-        parts.append(b',"payload":%b,"position":%d}\n' % (text, self._position))
-        self._add(b"".join(parts))
+        self._add(
+            b'{"type":1,%b%b,"payload":%b,"position":%d}\n' % (called, sized, text, self._position)
+        )
 
     def _add(self, line: bytes) -> None:
         self._lines.append(line)
