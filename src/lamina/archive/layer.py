@@ -17,7 +17,13 @@ from lamina.errors import InvalidArchive, printable
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
 
+AUFS_LINKS = b".wh..wh.plnk"
+"""Where AUFS keeps files with several links: no part of a layer, but entries of Docker's older
+archives are hard links to what is in it."""
+
 Superseded = Callable[[bytes, int], None]
+
+_LINK_SOURCE = b"="
 
 
 class Layer:
@@ -207,8 +213,8 @@ class Layer:
         return parent, base
 
     def place_aside(self, name: bytes) -> tuple[Directory, bytes]:
-        """Where a source of hard links called ``name`` waits that is itself no entry."""
-        return self.aside.directory, b"=" + name
+        """Where AUFS's source of hard links called ``name`` waits, which is itself no entry."""
+        return self.aside.directory, _LINK_SOURCE + name
 
     def kept_aside(self, name: bytes) -> tuple[Directory, bytes] | None:
         """The source that was placed aside as ``name``, if one was."""
@@ -290,7 +296,11 @@ class Layer:
 
     def _leave_aside(self) -> None:
         for name, status in self.aside.files():
-            self._gone(name, self.aside.directory.fd, status, name)
+            if name.startswith(_LINK_SOURCE):
+                path = AUFS_LINKS + b"/" + name.removeprefix(_LINK_SOURCE)
+                self._gone(path, self.aside.directory.fd, status, name)
+            elif status.st_nlink == 1:  # a copy whose links are all gone again
+                self.size -= status.st_size
         self.aside.close()
 
     def _live(self, parent: Directory, base: bytes) -> os.stat_result | None:

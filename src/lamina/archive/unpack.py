@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Literal
 
 from lamina.archive import owners, zeros
-from lamina.archive.layer import Layer, Superseded
+from lamina.archive.layer import AUFS_LINKS, Layer, Superseded
 from lamina.archive.metadata import Metadata
 from lamina.archive.nodes import CREATE
 from lamina.archive.owners import Owners, Warn
@@ -48,7 +48,6 @@ from lamina.kernel.idmap import IdMap
 
 log = logging.getLogger(__name__)
 
-_AUFS_LINKS = b".wh..wh.plnk"
 _IDENTITY = IdMap()
 _PROGRESS_STEP = 1 << 20
 
@@ -291,7 +290,7 @@ class _Unpacker:
     def _link_source(self, entry: Entry) -> tuple[Directory, bytes]:
         target = clean(entry.linkname)
         parts = target.split(b"/")
-        if parts[0] == _AUFS_LINKS and len(parts) == 2:
+        if parts[0] == AUFS_LINKS and len(parts) == 2:
             kept = self._layer.kept_aside(parts[1])
             if kept is not None:
                 return kept
@@ -309,7 +308,7 @@ class _Unpacker:
         path = clean(entry.name)
         head, base = split(path)
         for part in head.split(b"/"):
-            if part == _AUFS_LINKS and entry.type is Type.FILE and part == head:
+            if part == AUFS_LINKS and entry.type is Type.FILE and part == head:
                 self._aufs_link(entry, base)
             if part.startswith(META_PREFIX):
                 return True
@@ -323,7 +322,7 @@ class _Unpacker:
         return mark is not Mark.ENTRY
 
     def _aufs_link(self, entry: Entry, base: bytes) -> None:
-        """Keep a source of AUFS's hard links, which Docker's older archives have, for its links."""
+        """Keep a source of AUFS's hard links for the links to come."""
         parent, name = self._layer.place_aside(base)
         if len(name) > NAME_LIMIT:
             raise InvalidArchive("a name too long for AUFS")
