@@ -51,7 +51,7 @@ def parse(body: bytes, records: Records, limits: Limits) -> None:
             _malformed(body, position)
         stop = position + int(digits)
         equals = body.find(b"=", blank + 2, stop - 1)
-        if stop > end or equals < 0 or body[stop - 1] != 0x0A:
+        if not blank < stop <= end or equals < 0 or body[stop - 1] != 0x0A:
             _malformed(body, position)
         key = fsdecode(body[blank + 1 : equals])
         value = body[equals + 1 : stop - 1]
