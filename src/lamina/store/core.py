@@ -1,0 +1,105 @@
+"""What the parts of an open store share: its directories, database, lease and drivers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lamina.drivers import Driver, registry
+from lamina.errors import StoreError
+from lamina.kernel.copy import syncfs
+from lamina.progress import ProgressCallback
+from lamina.store.blobs import Blobs
+from lamina.store.database import Database
+from lamina.store.leases import Leases
+from lamina.store.policy import SyncPolicy
+from lamina.store.roots import prepare
+from lamina.store.running import Runner
+from lamina.store.splits import Splits
+
+
+class Core:
+    """An open store without the calls that users make. See :class:`lamina.store.Store`."""
+
+    def __init__(
+        self,
+        root: Path,
+        run: Path,
+        *,
+        driver: str | None,
+        options: Mapping[str, str],
+        sync: SyncPolicy,
+        progress: ProgressCallback | None,
+        runner: Runner | None,
+    ) -> None:
+        prepare(root, run)
+        self.root = root
+        self.run = run
+        self.sync = sync
+        self.progress = progress
+        self.runner = runner
+        self.db = Database(root / "lamina.db")
+        self.leases = Leases(root / "staging")
+        self.blobs = Blobs(root / "blobs")
+        self.splits = Splits(root / "tar-split")
+        self._wanted = driver
+        self._options = options
+        self._mutex = threading.Lock()
+        self._drivers: dict[str, Driver] = {}
+
+    @property
+    def driver_name(self) -> str:
+        """The driver for new layers: the one asked for, else :func:`registry.choose`'s."""
+        with self._mutex:
+            if self._wanted is None:
+                self._wanted = registry.choose(self.root)
+            return self._wanted
+
+    @property
+    def driver(self) -> Driver:
+        """The driver for new layers; opened when first used."""
+        return self.driver_named(self.driver_name)
+
+    def driver_named(self, name: str) -> Driver:
+        """One of the drivers that keep layers in this store; a root may have several."""
+        with self._mutex:
+            driver = self._drivers.get(name)
+            if driver is None:
+                options = self._options if name == self._wanted else {}
+                make: Callable[..., Driver] = registry.driver_class(name)
+                driver = make(self.root / name, self.run / name, options=options)
+                self._drivers[name] = driver
+            return driver
+
+    def require_driver(self, name: str, what: str) -> None:
+        """Raise :class:`StoreError` unless ``name`` is the driver for new layers."""
+        if name != self.driver_name:
+            raise StoreError(
+                f"{what} is kept by driver {name}, this store was opened with "
+                f"{self.driver_name}: use --driver {name}"
+            )
+
+    def container_lock(self, container: str) -> Path:
+        """The lock file of a container (:mod:`lamina.store.locks`)."""
+        return self.run / "containers" / container
+
+    def sync_content(self) -> None:
+        """Wait until all files of the store are on disk, if its policy says so."""
+        if self.sync is SyncPolicy.LAYER:
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syncfs(fd)
+            finally:
+                os.close(fd)
+
+    @property
+    def durable(self) -> bool:
+        """Whether a transaction about layers and images is to be synced."""
+        return self.sync is SyncPolicy.LAYER
+
+    def close(self) -> None:
+        """Close the database and end the lease. Mounts stay with those who hold them."""
+        self.leases.close()
+        self.db.close()

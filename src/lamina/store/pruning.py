@@ -1,0 +1,61 @@
+"""Giving disk space back: what nobody needs any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lamina.errors import ContainerNotFound, ContainerRunning
+from lamina.store.checking import remove_orphans
+from lamina.store.container import Container, State
+from lamina.store.containers import Containers
+from lamina.store.core import Core
+from lamina.store.images import Images
+from lamina.types import LayerId
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What went. ``size``: bytes of files in the layers that went, as far as they are known."""
+
+    containers: list[str] = field(default_factory=list)
+    """Names."""
+    images: list[str] = field(default_factory=list)
+    """Ids."""
+    layers: list[LayerId] = field(default_factory=list)
+    size: int = 0
+
+
+def prune(core: Core, *, containers: bool, unused: bool) -> Pruned:
+    """See :meth:`Store.prune`."""
+    pruned = Pruned()
+    before = _layers(core)
+    if containers:
+        for box in Containers(core):
+            pruned.size += _remove_stopped(box, pruned)
+    images = Images(core)
+    for image in images:
+        if images.remove_unused(image, named=unused):
+            pruned.images.append(image.id)
+    after = _layers(core)
+    gone = before.keys() - after.keys()
+    pruned.size += sum(before[id] for id in gone)
+    pruned.layers = [*sorted(gone), *remove_orphans(core)]
+    return pruned
+
+
+def _remove_stopped(box: Container, pruned: Pruned) -> int:
+    """Remove a kept container that nobody uses; returns the bytes that it had written."""
+    try:
+        if not box.kept or box.state not in (State.CREATED, State.EXITED):
+            return 0
+        size = box.size()
+        box.remove()
+    except (ContainerNotFound, ContainerRunning):
+        return 0  # removed, or used again, by another process
+    pruned.containers.append(box.name)
+    return size
+
+
+def _layers(core: Core) -> dict[LayerId, int]:
+    with core.db.read() as tx:
+        return {row[0]: row[1] for row in tx.rows("SELECT id, coalesce(size, 0) FROM layers")}

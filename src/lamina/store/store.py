@@ -1,0 +1,286 @@
+"""The store: what users of the Python API begin with."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, ClassVar, Self
+
+from lamina.archive.pack import pack_tree
+from lamina.archive.stream import open_chunks
+from lamina.drivers import Driver
+from lamina.errors import InvalidName
+from lamina.oci import RunConfig
+from lamina.progress import ProgressCallback
+from lamina.store import checking, committing, pruning
+from lamina.store.checking import Problem
+from lamina.store.container import Container
+from lamina.store.containers import Containers, Plan
+from lamina.store.core import Core
+from lamina.store.images import Image, Images
+from lamina.store.layers import Layers
+from lamina.store.policy import SyncPolicy
+from lamina.store.pruning import Pruned
+from lamina.store.roots import default_root, default_run
+from lamina.store.running import Runner
+from lamina.store.sweep import sweep
+from lamina.store.usage import Usage, usage
+from lamina.store.work import Work
+
+
+class Store:
+    """Layers, images and containers below one directory.
+
+        ROOT/lamina.db             layers, images, names, containers (lamina.store.schema)
+        ROOT/blobs/sha256/HEX      image configurations
+        ROOT/tar-split/LAYER/      what it takes to give tars back byte for byte
+        ROOT/DRIVER/               the driver's own
+        ROOT/staging/              half-made things (lamina.store.leases)
+        RUN/containers/ID          locks of containers in use (lamina.store.locks)
+        RUN/DRIVER/                references to mounts
+
+    Any number of processes and threads may have it open. Opening costs the same however much
+    it holds; what dead processes left is cleared up then (lamina.store.sweep).
+
+    Args:
+        root: by default ``/var/lib/lamina``, or ``$XDG_DATA_HOME/lamina`` for a user.
+        run: a directory that is empty after a reboot; by default below ``/run/lamina`` or
+            ``$XDG_RUNTIME_DIR/lamina``. All who open one root must use the same.
+        driver: by default the one that the store was begun with, else the best that works.
+        options: storage options of the driver.
+        sync: what survives a power cut.
+        progress: called during long work, unless that is given a callback of its own.
+
+    Raises:
+        PermissionRequired: the directories belong to someone else.
+        StoreError: the store is damaged, or was written by a newer Lamina.
+        DriverUnsupported, OptionUnsupported: when the driver is first used.
+    """
+
+    _runner: ClassVar[Runner | None] = None
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        run: str | os.PathLike[str] | None = None,
+        driver: str | None = None,
+        options: Mapping[str, str] | None = None,
+        sync: SyncPolicy = SyncPolicy.LAYER,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        where = Path(os.path.realpath(root)) if root is not None else default_root()
+        self._core = Core(
+            where,
+            Path(os.path.realpath(run)) if run is not None else default_run(where),
+            driver=driver,
+            options=options or {},
+            sync=sync,
+            progress=progress,
+            runner=self._runner,
+        )
+        self._close = weakref.finalize(self, self._core.close)
+        self.layers = Layers(self._core)
+        self.images = Images(self._core)
+        self.containers = Containers(self._core)
+        try:
+            sweep(self._core)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database. What is mounted stays so until it is unmounted."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def root(self) -> Path:
+        """Where everything lasting is."""
+        return self._core.root
+
+    @property
+    def run(self) -> Path:
+        """Where locks and mount references are."""
+        return self._core.run
+
+    @property
+    def driver(self) -> Driver:
+        """The driver for new layers."""
+        return self._core.driver
+
+    # -- images -------------------------------------------------------------------------
+
+    def import_tar(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        name: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Image:
+        """An image of one layer from the tar of a root file system.
+
+        ``source`` is a path or a readable stream; gzip, zstd, bzip2 and xz are told by their
+        magic. ``config`` is how containers of the image are run.
+
+        Raises:
+            InvalidArchive: it is damaged or hostile, or it is an image (``docker save``) rather
+                than a file system. Nothing is left of it.
+            InvalidName: ``name`` is not an image name.
+            OSError: the disk is full, or the like. Nothing is left.
+        """
+        what = "importing the stream"
+        if isinstance(source, str | os.PathLike):
+            what = f"importing {Path(source).name}"
+        return committing.import_tar(
+            self._core,
+            source,
+            name,
+            what=what,
+            config=config,
+            progress=progress or self._core.progress,
+        )
+
+    def import_directory(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Image:
+        """An image of one layer with what is below a directory now.
+
+        Raises as :meth:`import_tar`.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise InvalidName(f"not a directory: {directory}")
+        with open_chunks(pack_tree(directory)) as tar:
+            return committing.import_tar(
+                self._core,
+                tar,
+                name,
+                what=f"importing {directory}",
+                config=config,
+                progress=progress or self._core.progress,
+                root_fs=False,
+            )
+
+    def image(self, ref: str) -> Image:
+        """The image of a name, an id, or the beginning of one.
+
+        Raises:
+            ImageNotFound, AmbiguousName: none, or several.
+        """
+        return self.images.get(ref)
+
+    def remove_image(self, ref: str, *, force: bool = False) -> list[str]:
+        """Remove a name, and the image with its last one. See :meth:`Images.remove`."""
+        return self.images.remove(ref, force=force)
+
+    def squash(
+        self, image: Image, first: int = 0, last: int = -1, name: str | None = None
+    ) -> Image:
+        """An image like ``image``, its layers ``first`` to ``last`` made one.
+
+        Layers count from 0 at the bottom, from -1 at the top; both ends are included.
+
+        Raises:
+            InvalidName: there are no such layers, or ``name`` is not an image name.
+        """
+        count = len(image.diff_ids)
+        first, last = (place + count if place < 0 else place for place in (first, last))
+        return committing.squash(self._core, image, first, last, name)
+
+    def work(self) -> Work:
+        """A context in which layers can be registered before an image refers to them."""
+        return Work(self._core)
+
+    # -- containers ---------------------------------------------------------------------
+
+    def container(
+        self,
+        base: Image | str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        volatile: bool = False,
+        size: str | int | None = None,
+        labels: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+    ) -> Container:
+        """Make a container over an image (or the name of one), or over a directory (a ``Path``).
+
+        ``Path("/")`` is the machine itself. Use it in a ``with`` block: it is mounted inside,
+        and removed at the end unless it is to be kept; one that is not kept never outlives the
+        process. ``volatile`` saves syncs, for what need not survive a power cut; ``size`` limits
+        what can be written (bytes, or "2G").
+
+        Raises:
+            ImageNotFound, AmbiguousName: no such image, or several.
+            NameInUse, InvalidName: about ``name``.
+            OptionUnsupported: the driver or file system has no such limit.
+        """
+        options = {"volatile": "true"} if volatile else {}
+        if size is not None:
+            options["size"] = str(size)
+        plan = Plan(name, keep, options, dict(labels or {}), tuple(command))
+        if isinstance(base, str):
+            base = self.image(base)
+        return self.containers.create(base if isinstance(base, Image) else Path(base), plan)
+
+    def open(self, ref: str) -> Container:
+        """The container of a name, an id, or the beginning of one.
+
+        Raises:
+            ContainerNotFound, AmbiguousName: none, or several.
+        """
+        return self.containers.get(ref)
+
+    # -- the whole ----------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """Bytes of images, containers and the whole. Measures writable layers only."""
+        return usage(self._core)
+
+    def prune(self, *, containers: bool = False, unused: bool = False) -> Pruned:
+        """Remove images without a name, and layers that belong to nothing.
+
+        With ``containers`` also kept containers that nobody uses, first; with ``unused`` also
+        images that have names but no container.
+        """
+        return pruning.prune(self._core, containers=containers, unused=unused)
+
+    def check(
+        self,
+        *,
+        repair: bool = False,
+        contents: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> list[Problem]:
+        """Compare what the store says with what lies on disk; returns what is wrong.
+
+        ``repair`` removes what belongs to nothing. ``contents`` also reads all files of all
+        layers, and verifies that each gives back the tar that it was made of.
+        """
+        return checking.check(
+            self._core,
+            repair=repair,
+            contents=contents,
+            progress=progress or self._core.progress,
+        )

@@ -1,0 +1,144 @@
+"""How much of a disk what takes.
+
+Sizes are those of files as their readers see them (apparent size, not blocks), recorded when a
+layer is made; only the writable layers of containers are measured when asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamina.store.containers import Containers
+from lamina.store.core import Core
+from lamina.store.database import Transaction
+from lamina.store.images import Images
+from lamina.store.layers import Layers
+from lamina.types import Digest, LayerId
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """Bytes of an image: of layers that other images have too, and of its own."""
+
+    id: Digest
+    names: list[str]
+    shared: int
+    unique: int
+    containers: int
+    """How many containers stand on it."""
+
+    @property
+    def size(self) -> int:
+        """All layers."""
+        return self.shared + self.unique
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """Bytes of a container: its own files, those that its snapshots keep, and what it stands on."""
+
+    id: str
+    name: str
+    writable: int
+    snapshots: int
+    base: int
+    """Bytes of the image below; 0 for a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes of a whole store. Each layer counts once."""
+
+    images: list[ImageUsage]
+    containers: list[ContainerUsage]
+    layers: int
+    blobs: int
+    reclaimable: int
+    """What pruning dangling images and stopped containers would give back, at least."""
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        own = sum(box.writable + box.snapshots for box in self.containers)
+        return self.layers + self.blobs + own
+
+
+_IMAGE_LAYERS = """
+WITH RECURSIVE uses (image, layer) AS (
+    SELECT image, layer FROM image_layers WHERE layer IS NOT NULL
+    UNION SELECT image, parent FROM uses JOIN layers ON layers.id = uses.layer
+    WHERE parent IS NOT NULL
+), counts AS (SELECT layer, count(*) AS users FROM uses GROUP BY layer)
+SELECT image,
+       sum(CASE WHEN users > 1 THEN coalesce(size, 0) ELSE 0 END),
+       sum(CASE WHEN users = 1 THEN coalesce(size, 0) ELSE 0 END)
+FROM uses JOIN counts USING (layer) JOIN layers ON layers.id = uses.layer GROUP BY image
+"""
+"""Bytes of each image's layers, shared and unique."""
+
+_ABOVE_FLOOR = """
+WITH RECURSIVE above (id) AS (
+    SELECT ?1 UNION SELECT layer FROM snapshots WHERE container = ?2
+    UNION SELECT parent FROM above JOIN layers USING (id) WHERE parent IS NOT ?3
+)
+SELECT id FROM above JOIN layers USING (id) WHERE kind = 'frozen'
+"""
+"""The frozen layers of a container: top, id, floor."""
+
+
+def usage(core: Core) -> Usage:
+    """What the store takes."""
+    images = image_usage(core)
+    containers = [container_usage(core, box.id) for box in Containers(core)]
+    with core.db.read() as tx:
+        layers = tx.value("SELECT coalesce(sum(size), 0) FROM layers WHERE kind = 'image'")
+    dangling = sum(image.unique for image in images if not image.names and not image.containers)
+    stopped = sum(box.writable for box in containers)
+    return Usage(
+        images=images,
+        containers=containers,
+        layers=layers,
+        blobs=sum(map(core.blobs.size, core.blobs.digests())),
+        reclaimable=dangling + stopped,
+    )
+
+
+def image_usage(core: Core) -> list[ImageUsage]:
+    """What each image takes, the newest first."""
+    with core.db.read() as tx:
+        sizes = {row[0]: (row[1], row[2]) for row in tx.rows(_IMAGE_LAYERS)}
+        boxes = dict(
+            tuple(row) for row in tx.rows("SELECT image, count(*) FROM containers GROUP BY image")
+        )
+    return [
+        ImageUsage(image.id, image.names, *sizes.get(image.id, (0, 0)), boxes.get(image.id, 0))
+        for image in Images(core)
+    ]
+
+
+def container_usage(core: Core, id: str) -> ContainerUsage:
+    """What one container takes. Measures its writable layer."""
+    layers = Layers(core)
+    with core.db.read() as tx:
+        row = tx.row("SELECT name, driver, layer, floor, image FROM containers WHERE id = ?", (id,))
+        assert row is not None
+        frozen = [r[0] for r in tx.rows(_ABOVE_FLOOR, (row["layer"], id, row["floor"]))]
+        parent = tx.value("SELECT parent FROM layers WHERE id = ?", (row["layer"],))
+        base = _stack_size(tx, row["floor"])
+    return ContainerUsage(
+        id=id,
+        name=row["name"],
+        writable=core.driver_named(row["driver"]).diff_size(row["layer"], parent),
+        snapshots=sum(layers.size(layers.get(layer)) for layer in frozen),
+        base=base,
+    )
+
+
+def _stack_size(tx: Transaction, top: LayerId | None) -> int:
+    size: int = tx.value(
+        "WITH RECURSIVE below (id) AS (VALUES (?) UNION"
+        " SELECT parent FROM below JOIN layers USING (id))"
+        " SELECT coalesce(sum(size), 0) FROM below JOIN layers USING (id)",
+        (top,),
+    )
+    return size
