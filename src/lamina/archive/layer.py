@@ -27,7 +27,7 @@ _LINK_SOURCE = b"="
 
 
 class Layer:
-    """The layer directory ``root_fd``, empty at first, over ``lowers``.
+    """The layer directory ``root_fd``, empty at first, over ``lowers`` (None: not known).
 
     ``on_superseded(path, fd)`` is told of each regular file with content before it is removed
     again; ``fd`` is open for reading, during the call. ``path`` is the file's in the layer.
@@ -37,7 +37,7 @@ class Layer:
         self,
         root_fd: int,
         fmt: Format,
-        lowers: Sequence[Path],
+        lowers: Sequence[Path] | None,
         metadata: Metadata,
         on_superseded: Superseded | None,
     ) -> None:
@@ -49,7 +49,8 @@ class Layer:
         """Bytes of the regular files, a hard-linked one once."""
         self.superseded = 0
         """How many regular files with content were removed again."""
-        self._lowers = Lowers(lowers, fmt)
+        self._lowers = Lowers(lowers or (), fmt)
+        self._lowers_known = lowers is not None
         self._on_superseded = on_superseded
         self._root_opaque = False
         self._beside = False  # whether there are whiteouts that lie beside the name they hide
@@ -167,17 +168,28 @@ class Layer:
     # -- what of the lower layers is hidden
 
     def hide(self, parent: Directory, name: bytes) -> None:
-        """A whiteout of ``name``: hides what lower layers have, not what this one has."""
+        """A whiteout of ``name``: hides what lower layers have, not what this one has.
+
+        Where they have nothing there is nothing to hide, and the mark would be listed: overlayfs
+        looks for whiteouts only in directories that it merges.
+        """
         status = self._live(parent, name)
         if status is None:
-            self.fmt.write_whiteout(parent.fd, name)
-            self._beside = self.fmt is AUFS
+            if not self._lowers_known or self._is_below(parent, name):
+                self.fmt.write_whiteout(parent.fd, name)
+                self._beside = self.fmt is AUFS
         elif stat.S_ISDIR(status.st_mode):
             fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
             try:
                 self.fmt.set_opaque(fd)
             finally:
                 os.close(fd)
+
+    def _is_below(self, parent: Directory, name: bytes) -> bool:
+        """Whether lower layers have ``name`` in the directory that ``parent`` is."""
+        top, place = (os.readlink(fd_path(d.fd)) for d in (self.tree.root, parent))
+        with self._lowers.find((place[len(top) :] + b"/" + name).lstrip(b"/")) as below:
+            return below is not None
 
     def set_opaque(self, directory: Directory) -> None:
         """Hide all that lower layers have in ``directory``."""

@@ -73,21 +73,21 @@ def pack(
     *,
     fmt: View,
     idmap: IdMap | None = None,
-    lowers: Sequence[Tree] = (),
+    lowers: Sequence[Tree] | None = None,
     options: PackOptions | None = None,
 ) -> Iterator[bytes | memoryview]:
     """A tar of what ``uppers`` together do to the layers below them, topmost first.
 
-    Pieces are valid until the next one is asked for. With ``lowers`` given (topmost first), marks
-    that hide nothing there are left out (overlayfs makes every new directory opaque), and so is
-    the top directory where it is as theirs.
+    Pieces are valid until the next one is asked for. With ``lowers`` given (topmost first; empty:
+    there are none), marks that hide nothing there are left out (overlayfs makes every new
+    directory opaque), and so is the top directory where it is as theirs.
 
     Files that change meanwhile keep the size they were opened with: what is missing is zeros,
     with a warning. Those that vanish are left out, with a warning. Raises OSError, and UnmappedId
     for an owner that ``idmap`` does not have.
     """
     with ExitStack() as cleanup:
-        below = cleanup.enter_context(Lookup(lowers, fmt)) if lowers else None
+        below = None if lowers is None else cleanup.enter_context(Lookup(lowers, fmt))
         packer = _Packer(fmt, below, idmap, options)
         yield from packer.stream(walk(uppers, fmt, vanished=packer.vanished))
 
@@ -168,7 +168,7 @@ class _Packer:
     def directory(self, node: Node, status: os.stat_result) -> Iterator[bytes | memoryview]:
         opaque = node.opaque
         if self.below is not None:
-            if node.depth == 0 and self.as_below(node.fd, status):
+            if node.depth == 0 and self.below.fd >= 0 and self.as_below(node.fd, status):
                 return
             if node.depth > 0:
                 self.below.enter(node.name)

@@ -99,13 +99,14 @@ def unpack(
     *,
     fmt: Format,
     idmap: IdMap = _IDENTITY,
-    lowers: Sequence[Path] = (),
+    lowers: Sequence[Path] | None = None,
     options: UnpackOptions = _DEFAULTS,
 ) -> Unpacked:
     """Unpack a layer's tar into ``root``, an empty directory (a path, or a descriptor).
 
     Whiteouts are written in ``fmt``. ``lowers``, topmost first, are the directories of the layers
-    below, in the same format. Owners go through ``idmap``. Reads the stream to its end.
+    below, in the same format; None: not known, so that every whiteout is written. Owners go
+    through ``idmap``. Reads the stream to its end.
 
     Raises:
         InvalidArchive: the archive is damaged, or has an entry that can't be; names it.
