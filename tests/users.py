@@ -118,6 +118,13 @@ class User:
             options.setdefault("capture_output", True)
         return subprocess.run(argv, env=self.environment(env), check=False, **options)
 
+    def says(self, program: str) -> str:
+        """What a Python ``program`` prints, run as this user; the test fails if it fails."""
+        done = self.run([self.python, "-c", program])
+        if done.returncode:
+            pytest.fail(f"the program exited with {done.returncode}: {done.stderr.decode()}")
+        return done.stdout.decode()
+
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """``function(...)`` in a child process that is this user; result or error come back.
 

@@ -11,9 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lamina.kernel.idmap import IdMap, IdRange
+    from lamina.kernel.idmap import IdMap
 
 CLONE_NEWTIME = 0x00000080
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -72,38 +73,41 @@ def write_id_maps(pid: int, idmap: IdMap) -> None:
     refused inside as the kernel demands (user_namespaces(7)). More goes through newuidmap(1)
     and newgidmap(1). Raises PermissionError, or FileNotFoundError without those tools.
     """
-    uids, gids = idmap.uids, idmap.gids
+    write_maps(pid, [str(r) for r in idmap.uids], [str(r) for r in idmap.gids])
+
+
+def write_maps(pid: int, uid_map: Sequence[str], gid_map: Sequence[str]) -> None:
+    """As :func:`write_id_maps`, from the lines of the two files."""
     if os.geteuid() == 0:
-        _write_map(f"/proc/{pid}/uid_map", uids)
-        _write_map(f"/proc/{pid}/gid_map", gids)
-    elif _own_only(uids, os.geteuid()) and _own_only(gids, os.getegid()):
-        write_own_maps(pid, uids, gids)
+        _write_map(f"/proc/{pid}/uid_map", uid_map)
+        _write_map(f"/proc/{pid}/gid_map", gid_map)
+    elif _is_own(uid_map, os.geteuid()) and _is_own(gid_map, os.getegid()):
+        write_own_maps(pid, uid_map, gid_map)
     else:
-        _run_helper("newuidmap", pid, uids)
-        _run_helper("newgidmap", pid, gids)
+        _run_helper("newuidmap", pid, uid_map)
+        _run_helper("newgidmap", pid, gid_map)
 
 
-def write_own_maps(pid: int | str, uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
-    """Maps of single ids, which need no privilege; also ``"self"`` from inside."""
+def write_own_maps(pid: int | str, uid_map: Sequence[str], gid_map: Sequence[str]) -> None:
+    """Maps of one's own ids alone, which need no privilege; also ``"self"``, from inside."""
     with open(f"/proc/{pid}/setgroups", "wb", buffering=0) as file:
         file.write(b"deny")
-    _write_map(f"/proc/{pid}/uid_map", uids)
-    _write_map(f"/proc/{pid}/gid_map", gids)
+    _write_map(f"/proc/{pid}/uid_map", uid_map)
+    _write_map(f"/proc/{pid}/gid_map", gid_map)
 
 
-def _own_only(ranges: Sequence[IdRange], own: int) -> bool:
-    return len(ranges) == 1 and ranges[0].host == own and ranges[0].size == 1
+def _is_own(lines: Sequence[str], own: int) -> bool:
+    return len(lines) == 1 and lines[0].split()[1:] == [str(own), "1"]
 
 
-def _write_map(path: str, ranges: Sequence[IdRange]) -> None:
+def _write_map(path: str, lines: Sequence[str]) -> None:
     """All lines in one write(2): the kernel takes no second."""
-    text = "".join(f"{r}\n" for r in ranges)
     with open(path, "wb", buffering=0) as file:
-        file.write(text.encode())
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
-def _run_helper(tool: str, pid: int, ranges: Sequence[IdRange]) -> None:
-    argv = [tool, str(pid), *(word for r in ranges for word in str(r).split())]
+def _run_helper(tool: str, pid: int, lines: Sequence[str]) -> None:
+    argv = [tool, str(pid), *(word for line in lines for word in line.split())]
     child = os.posix_spawnp(tool, argv, os.environ)
     _, status = os.waitpid(child, 0)
     if status:

@@ -1,0 +1,340 @@
+"""The driver contract: how layers are kept on disk and stacked into file systems.
+
+Words
+-----
+A **layer** is a set of changes to a file system: files added or replaced, names deleted.
+Its **parent** is the layer it changes; a layer without a parent changes the empty
+directory. A layer's **chain** is the layer, its parent, the parent's parent and so on.
+Mounting a layer shows its whole chain as one tree. The caller chooses the **id**.
+
+Life
+----
+``create`` or ``create_read_write`` makes a layer that changes nothing. It is filled by
+``apply_diff`` from a tar, or by writing below the path that ``get`` returns. ``get`` and
+``put`` are counted, over all processes that share the driver's run directory: the first
+``get`` mounts, the last ``put`` unmounts, and a process that died counts for nothing. Once
+a layer has children it is frozen: ``get`` shows it, and writing to it is refused where the
+driver can refuse. ``remove`` ends it.
+
+Import an image of two layers::
+
+    driver.create("base")
+    driver.apply_diff("base", None, open("base.tar", "rb"))
+    driver.create("app", "base")
+    driver.apply_diff("app", "base", open("app.tar", "rb"))
+
+Run something on it, look at what it did, and keep that as a third layer::
+
+    driver.create_read_write("box", "app")
+    with driver.mounted("box") as root:
+        subprocess.run(["chroot", root, "apt-get", "update"])
+    for change in driver.changes("box", "app"):
+        print(change)
+    driver.create("next", "app")
+    with driver.diff("box", "app") as tar:
+        driver.apply_diff("next", "app", tar)
+
+Throw it away::
+
+    driver.remove("box")
+
+The words and the division into these calls are those of Docker's graph drivers
+(``ProtoDriver`` and ``DiffDriver`` in moby's daemon/graphdriver/driver.go).
+
+Threads and processes
+---------------------
+Every method may be called from any thread and from several processes at once. Calls that
+change one id exclude each other by a lock of that id, held for the few system calls of
+the change and never while a tar is read or a tree is deleted.
+
+Durability
+----------
+A layer appears and disappears by one rename. The driver itself does not sync: whoever
+records the layer does (``store`` by its ``SyncPolicy``). What a crash leaves half-made lies
+in the driver's ``staging`` and is deleted by the next driver that opens the home.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Protocol
+
+from lamina.archive.changes import Change
+from lamina.archive.tar import Observer
+from lamina.archive.unpack import Unpacked, UnpackOptions
+from lamina.errors import InvalidName, OptionUnsupported, printable
+from lamina.kernel.idmap import IdMap
+from lamina.types import LayerId
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]{0,199}")
+
+NO_OPTIONS: Mapping[str, str] = {}
+
+
+def check_id(id: str) -> LayerId:
+    """``id`` as a :data:`LayerId`, if it can be one.
+
+    Raises:
+        InvalidName: unless it is 1 to 200 letters, digits and ``_.+:@-``, the first of them
+            a letter, digit or underscore: a name that is safe as one path component.
+    """
+    if not isinstance(id, str) or not _ID.fullmatch(id) or id.endswith("-removing"):
+        raise InvalidName(
+            f"not a layer id: '{printable(id) if isinstance(id, str) else id!r}' "
+            "(1 to 200 letters, digits and _.+:@-)"
+        )
+    return LayerId(id)
+
+
+def check_options(driver: str, options: Mapping[str, str], known: frozenset[str]) -> None:
+    """Raise :class:`OptionUnsupported` for an option that is not in ``known``."""
+    for name in options:
+        if name not in known:
+            has = f"it has: {', '.join(sorted(known))}" if known else "it has none"
+            raise OptionUnsupported(f"driver {driver} has no storage option '{name}' ({has})")
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the first of its parents that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+class FileGetter(Protocol):
+    """Reads single files of a layer, as tar-split needs them to put a tar together again."""
+
+    def open(self, name: bytes) -> BinaryIO:
+        """The content of the regular file ``name`` (relative to the layer, as in its tar).
+
+        Raises:
+            FileNotFoundError: the layer has no such regular file of its own.
+        """
+
+    def close(self) -> None:
+        """Give up what the getter holds."""
+
+
+class Driver(ABC):
+    """One way of keeping layers. See the module for words, life cycle and examples.
+
+    Args:
+        home: the driver's directory, on disk; made if missing (0700).
+        run: a directory on a file system that is empty after a reboot (``/run``), for locks
+            and mount references; made if missing (0700).
+        options: storage options for the driver as a whole.
+        idmap: owners in layers are container ids, on disk host ids; this maps them.
+
+    Raises (the constructor):
+        DriverUnsupported: this driver can't work here, with the reason.
+        OptionUnsupported: an option that it does not have.
+    """
+
+    name: ClassVar[str]
+
+    home: Path
+    run: Path
+    idmap: IdMap
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, home: Path) -> None:
+        """Say whether the driver can work with its layers in ``home``.
+
+        ``home`` need not exist: then its nearest existing parent is asked. Leaves nothing.
+
+        Raises:
+            DriverUnsupported: it can't, with the reason in one line.
+        """
+
+    # -- life ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def create(
+        self,
+        id: LayerId,
+        parent: LayerId | None = None,
+        *,
+        options: Mapping[str, str] = NO_OPTIONS,
+    ) -> None:
+        """Make a layer that changes nothing, to be filled by :meth:`apply_diff`.
+
+        Raises:
+            LayerExists: ``id`` is there already.
+            LayerNotFound: ``parent`` is not there; nothing is left.
+            OptionUnsupported: a storage option that the driver does not have for a layer.
+        """
+
+    @abstractmethod
+    def create_read_write(
+        self,
+        id: LayerId,
+        parent: LayerId | None = None,
+        *,
+        mount_label: str = "",
+        options: Mapping[str, str] = NO_OPTIONS,
+    ) -> None:
+        """Make a layer that changes nothing, to be written through :meth:`get`.
+
+        Options, where the driver has them: ``size`` (bytes, or with K, M, G, T: a limit),
+        ``volatile`` (``true``: no syncs, lost with the machine), ``base`` (an absolute path: a
+        directory that is no layer, to be shown below; only without ``parent``).
+
+        Raises:
+            LayerExists, LayerNotFound, OptionUnsupported: as :meth:`create`.
+        """
+
+    @abstractmethod
+    def remove(self, id: LayerId) -> None:
+        """End a layer. One that is not there is no error: removal can be repeated.
+
+        A mount that nobody refers to any more is unmounted first.
+
+        Raises:
+            LayerInUse: it has children, or a process refers to its mount.
+            OSError: EBUSY when it is still mounted after several tries.
+        """
+
+    @abstractmethod
+    def exists(self, id: LayerId) -> bool:
+        """Whether the layer is there."""
+
+    @abstractmethod
+    def ids(self) -> Iterator[LayerId]:
+        """The layers of this home, in no order. Costs one directory listing."""
+
+    @abstractmethod
+    def parent(self, id: LayerId) -> LayerId | None:
+        """The direct parent.
+
+        Raises:
+            LayerNotFound: no such layer.
+        """
+
+    # -- mounts -------------------------------------------------------------------------
+
+    @abstractmethod
+    def get(self, id: LayerId, mount_label: str = "") -> Path:
+        """Mount the layer's chain, or count one more reference to the mount.
+
+        ``mount_label`` is an SELinux context for the mount; "" for none.
+
+        Raises:
+            LayerNotFound: no such layer, or one of its chain is gone.
+            LayerInUse: mounted by a process in another mount namespace.
+            MountError: the kernel refused, with its own words.
+        """
+
+    @abstractmethod
+    def put(self, id: LayerId) -> None:
+        """Give back one reference of this process; the last one of all unmounts.
+
+        Without a reference this only unmounts what a dead process left.
+
+        Raises:
+            OSError: the unmount failed (EBUSY: someone has a file open in the mount).
+        """
+
+    @contextmanager
+    def mounted(self, id: LayerId, mount_label: str = "") -> Iterator[Path]:
+        """:meth:`get` and :meth:`put` around a block."""
+        path = self.get(id, mount_label)
+        try:
+            yield path
+        finally:
+            self.put(id)
+
+    @abstractmethod
+    def pin(self, id: LayerId) -> Path:
+        """:meth:`get` with a reference that outlives the process, until :meth:`unpin` or reboot."""
+
+    @abstractmethod
+    def unpin(self, id: LayerId) -> bool:
+        """Give back what :meth:`pin` took. Returns whether there was a pin."""
+
+    @abstractmethod
+    def cleanup(self) -> None:
+        """Give back all references of this process and unmount what nobody refers to."""
+
+    # -- what is known ------------------------------------------------------------------
+
+    @abstractmethod
+    def status(self) -> list[tuple[str, str]]:
+        """Facts about the driver here, for people: names and values."""
+
+    @abstractmethod
+    def metadata(self, id: LayerId) -> dict[str, str]:
+        """Facts about one layer, for people: where it lies.
+
+        Raises:
+            LayerNotFound: no such layer.
+        """
+
+    # -- differences --------------------------------------------------------------------
+    # ``parent`` is usually the direct parent, and that is what drivers are quick at. Any
+    # other layer may be given: then the two mounted trees are compared (drivers.naive).
+
+    @abstractmethod
+    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+        """What the layer changes against ``parent``, as an uncompressed OCI layer tar.
+
+        ``parent=None`` means against nothing: the whole tree. The stream is made while it
+        is read; close it. Reading raises OSError when a file can't be read.
+
+        Raises:
+            LayerNotFound: either is missing.
+        """
+
+    @abstractmethod
+    def apply(
+        self,
+        id: LayerId,
+        parent: LayerId | None,
+        stream: BinaryIO,
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions = UnpackOptions(),
+    ) -> Unpacked:
+        """Unpack an uncompressed OCI layer tar into the layer: all of it, or nothing.
+
+        ``observer`` sees every byte of the tar in order, as tar-split wants it; it and what is in
+        ``options`` are called in this thread.
+
+        Raises:
+            LayerNotFound: no such layer.
+            LayerInUse: it is mounted or has children.
+            InvalidArchive: the tar is damaged or hostile; the layer is as it was.
+            OSError: ENOSPC and the like; the layer is as it was.
+        """
+
+    def apply_diff(self, id: LayerId, parent: LayerId | None, stream: BinaryIO) -> int:
+        """:meth:`apply`; returns the layer's size in bytes, as :meth:`diff_size` counts."""
+        return self.apply(id, parent, stream).size
+
+    @abstractmethod
+    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
+        """What the layer changes against ``parent``, sorted by path, as ``docker diff``.
+
+        Raises:
+            LayerNotFound: either is missing.
+        """
+
+    @abstractmethod
+    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
+        """Bytes of the regular files that the layer changes against ``parent``.
+
+        A hard-linked file counts once; directories, whiteouts and holes do not (apparent
+        size, not blocks).
+        """
+
+    @abstractmethod
+    def diff_getter(self, id: LayerId) -> FileGetter:
+        """Access to the files that the layer itself holds.
+
+        Raises:
+            LayerNotFound: no such layer.
+        """

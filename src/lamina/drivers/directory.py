@@ -1,0 +1,278 @@
+"""What the drivers share that keep each layer in a directory of its own (drivers.layout)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from lamina.archive.tar import Observer, TarReader
+from lamina.archive.unpack import Unpacked, UnpackOptions
+from lamina.drivers import naive
+from lamina.drivers.base import (
+    NO_OPTIONS,
+    Driver,
+    FileGetter,
+    check_id,
+    check_options,
+)
+from lamina.drivers.layout import Chain, Layout
+from lamina.drivers.references import References
+from lamina.errors import LayerExists, LayerInUse, LayerNotFound, OptionUnsupported
+from lamina.kernel.idmap import IdMap
+from lamina.kernel.mount import umount2
+from lamina.kernel.mountinfo import is_mountpoint, mounts_below
+from lamina.kernel.path import open_in_root
+from lamina.types import LayerId
+
+_BUSY_TRIES = 5
+_BUSY_PAUSE = 0.1  # seconds
+
+
+class DirectoryDriver(Driver):
+    """Life, mounts and references; how a tree is filled and compared is the driver's own.
+
+    A subclass says what a new layer holds (``_furnish``), how it is mounted (``_mount``) and
+    how a tar is unpacked (``_fill``).
+    """
+
+    known_options: frozenset[str] = frozenset()
+    layer_options: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        home: Path,
+        run: Path,
+        *,
+        options: Mapping[str, str] = NO_OPTIONS,
+        idmap: IdMap = IdMap(),
+    ) -> None:
+        check_options(self.name, options, self.known_options)
+        self.home = home
+        self.run = run
+        self.idmap = idmap
+        self.options = dict(options)
+        os.makedirs(run, mode=0o700, exist_ok=True)
+        self.layout = Layout(home)
+        self.references = References(run)
+
+    # -- life ---------------------------------------------------------------------------
+
+    def create(
+        self, id: LayerId, parent: LayerId | None = None, *, options: Mapping[str, str] = NO_OPTIONS
+    ) -> None:
+        """See :meth:`Driver.create`."""
+        check_options(self.name, options, frozenset())
+        self._create(id, self.layout.chain_of_child(parent), options)
+
+    def create_read_write(
+        self,
+        id: LayerId,
+        parent: LayerId | None = None,
+        *,
+        mount_label: str = "",
+        options: Mapping[str, str] = NO_OPTIONS,
+    ) -> None:
+        """See :meth:`Driver.create_read_write`."""
+        check_options(self.name, options, self.layer_options)
+        chain = self.layout.chain_of_child(parent)
+        if "base" in options:
+            if parent is not None:
+                raise OptionUnsupported("a layer has a parent or a base directory, not both")
+            chain = Chain(base=_base_directory(options["base"]))
+        self._create(id, chain, options)
+
+    def _create(self, id: LayerId, chain: Chain, options: Mapping[str, str]) -> None:
+        check_id(id)
+        if self.layout.exists(id):
+            raise LayerExists(id)
+        with self.layout.staging.directory() as staged:
+            try:
+                self._furnish(staged, chain, options)
+            except FileNotFoundError:
+                if chain.layers and not self.layout.exists(chain.layers[0]):
+                    raise LayerNotFound(chain.layers[0]) from None
+                raise
+            if chain.layers:
+                with self.references.transition(chain.layers[0]):
+                    self.layout.commit(staged, id, chain)
+            else:
+                self.layout.commit(staged, id, chain)
+
+    def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
+        """Make what a layer's directory holds."""
+        raise NotImplementedError
+
+    def remove(self, id: LayerId) -> None:
+        """See :meth:`Driver.remove`."""
+        with self.layout.staging.directory() as staged, self.references.transition(id):
+            try:
+                if self.references.taken_elsewhere(id):
+                    raise LayerInUse(id, "it is mounted")
+                self.references.drop(id)
+                self._unmount(id, tries=_BUSY_TRIES)
+                self.layout.detach(id, staged)
+            except LayerNotFound:
+                pass
+            self.references.forget(id)
+
+    def exists(self, id: LayerId) -> bool:
+        """See :meth:`Driver.exists`."""
+        return self.layout.exists(id)
+
+    def ids(self) -> Iterator[LayerId]:
+        """See :meth:`Driver.ids`."""
+        return self.layout.ids()
+
+    def parent(self, id: LayerId) -> LayerId | None:
+        """See :meth:`Driver.parent`."""
+        return next(iter(self.layout.chain(id).layers), None)
+
+    # -- mounts -------------------------------------------------------------------------
+
+    def get(self, id: LayerId, mount_label: str = "") -> Path:
+        """See :meth:`Driver.get`."""
+        with self.references.transition(id):
+            path = self._mount(id, mount_label)
+            self.references.acquire(id)
+            return path
+
+    def put(self, id: LayerId) -> None:
+        """See :meth:`Driver.put`."""
+        with self.references.transition(id):
+            if self.references.release(id):
+                self._unmount(id)
+
+    def pin(self, id: LayerId) -> Path:
+        """See :meth:`Driver.pin`."""
+        with self.references.transition(id):
+            path = self._mount(id, "")
+            self.references.pin(id)
+            return path
+
+    def unpin(self, id: LayerId) -> bool:
+        """See :meth:`Driver.unpin`."""
+        with self.references.transition(id):
+            pinned = self.references.unpin(id)
+            if not self.references.taken(id):
+                self._unmount(id)
+            return pinned
+
+    def cleanup(self) -> None:
+        """See :meth:`Driver.cleanup`."""
+        layers = os.fsencode(os.path.realpath(self.home / "layers")) + b"/"
+        below = (point.target.removeprefix(layers) for point in mounts_below(layers))
+        standing = {LayerId(os.fsdecode(path.partition(b"/")[0])) for path in below}
+        for id in standing.union(self.references.held()):
+            with self.references.transition(id):
+                self.references.drop(id)
+                if not self.references.taken_elsewhere(id):
+                    self._unmount(id, tries=_BUSY_TRIES)
+        self.layout.staging.close()
+
+    def _mount(self, id: LayerId, mount_label: str) -> Path:
+        """Mount the layer unless it is; within a transition. Where its tree is."""
+        raise NotImplementedError
+
+    def _mountpoint(self, id: LayerId) -> str:
+        return self.layout.path(id, "merged")
+
+    def _unmount(self, id: LayerId, *, tries: int = 1) -> None:
+        """Unmount the layer if it is mounted; within a transition."""
+        target = self._mountpoint(id)
+        while _is_mounted(target):
+            try:
+                umount2(target)
+            except OSError as error:
+                tries -= 1
+                if error.errno != errno.EBUSY or not tries:
+                    raise
+                time.sleep(_BUSY_PAUSE)
+
+    def _hold(self, id: LayerId) -> Callable[[], None]:
+        """Keep a layer from being removed; returns what ends that."""
+        with self.references.transition(id):
+            if not self.layout.exists(id):
+                raise LayerNotFound(id)
+            self.references.acquire(id)
+        return lambda: self.put(id)
+
+    # -- differences --------------------------------------------------------------------
+
+    def apply(
+        self,
+        id: LayerId,
+        parent: LayerId | None,
+        stream: BinaryIO,
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions = UnpackOptions(),
+    ) -> Unpacked:
+        """See :meth:`Driver.apply`."""
+        if parent != self.parent(id):
+            return naive.apply(self, id, TarReader(stream, observer=observer), options)
+        with self.layout.staging.directory() as staged:
+            unpacked = self._fill(staged, id, TarReader(stream, observer=observer), options)
+            with self.references.transition(id):
+                if self.references.taken(id):
+                    raise LayerInUse(id, "it is mounted")
+                if self.layout.has_children(id):
+                    raise LayerInUse(id, "it has child layers")
+                self._settle(staged, id)
+        return unpacked
+
+    def _fill(
+        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    ) -> Unpacked:
+        """Unpack a tar below ``staged``."""
+        raise NotImplementedError
+
+    def _settle(self, staged: str, id: LayerId) -> None:
+        """Make what was unpacked below ``staged`` the layer's content; within a transition."""
+        raise NotImplementedError
+
+    def diff_getter(self, id: LayerId) -> FileGetter:
+        """See :meth:`Driver.diff_getter`."""
+        release = self._hold(id)
+        return DirectoryGetter(self.layout.path(id, "diff"), release)
+
+
+class DirectoryGetter:
+    """Reads files below one directory; nothing outside it can be named."""
+
+    def __init__(self, directory: str, on_close: Callable[[], None]) -> None:
+        self._on_close = on_close
+        try:
+            self._fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            on_close()
+            raise
+
+    def open(self, name: bytes) -> BinaryIO:
+        """See :meth:`FileGetter.open`."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.fdopen(open_in_root(self._fd, name.lstrip(b"/"), flags), "rb")
+
+    def close(self) -> None:
+        """See :meth:`FileGetter.close`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._on_close()
+
+
+def _is_mounted(target: str) -> bool:
+    try:
+        return is_mountpoint(target)
+    except FileNotFoundError:
+        return False
+
+
+def _base_directory(text: str) -> Path:
+    base = Path(text)
+    if not base.is_absolute() or not base.is_dir():
+        raise OptionUnsupported(f"base is not the absolute path of a directory: {text!r}")
+    return base.resolve()

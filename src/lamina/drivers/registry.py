@@ -1,0 +1,87 @@
+"""Drivers by name, and the choice of one for this machine and user."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.drivers.base import Driver
+from lamina.errors import DriverUnsupported, InvalidName
+
+_KNOWN: dict[str, str] = {
+    "overlay": "lamina.drivers.overlay:OverlayDriver",
+    "vfs": "lamina.drivers.vfs:VfsDriver",
+}
+"""Best first: the order in which :func:`choose` asks. A module is imported when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a driver works here."""
+
+    name: str
+    reason: str | None
+    """Why it does not; None when it does."""
+
+
+def register(name: str, target: str, *, before: str | None = None) -> None:
+    """Make a driver known as ``name``; ``target`` is ``module:class``.
+
+    ``before`` places it in the order of preference, by default at the end.
+    """
+    others = [(k, v) for k, v in _KNOWN.items() if k != name]
+    place = next((i for i, (k, _) in enumerate(others) if k == before), len(others))
+    others.insert(place, (name, target))
+    _KNOWN.clear()
+    _KNOWN.update(others)
+
+
+def names() -> list[str]:
+    """The known drivers, best first."""
+    return list(_KNOWN)
+
+
+def driver_class(name: str) -> type[Driver]:
+    """The class of a driver.
+
+    Raises:
+        InvalidName: there is none of that name.
+    """
+    target = _KNOWN.get(name)
+    if target is None:
+        raise InvalidName(f"no driver is called '{name}' (there are: {', '.join(_KNOWN)})")
+    module, _, attribute = target.partition(":")
+    found: type[Driver] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def availability(root: Path) -> list[Availability]:
+    """Each known driver, and whether it works for a store in ``root``."""
+    return [Availability(name, _reason(name, root)) for name in _KNOWN]
+
+
+def choose(root: Path) -> str:
+    """The driver for a store in ``root``: the one that it was begun with, else the best that works.
+
+    Raises:
+        DriverUnsupported: none works, or the one that the store was begun with does not.
+    """
+    for name in _KNOWN:
+        if (root / name / "layers").is_dir():
+            return name
+    reasons = []
+    for name in _KNOWN:
+        reason = _reason(name, root)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise DriverUnsupported("auto", "; ".join(reasons))
+
+
+def _reason(name: str, root: Path) -> str | None:
+    try:
+        driver_class(name).probe(root / name)
+    except DriverUnsupported as error:
+        return error.reason
+    return None

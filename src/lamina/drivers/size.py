@@ -1,0 +1,45 @@
+"""The ``size`` option of a layer: a limit in bytes, enforced by a project quota."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from lamina.errors import OptionUnsupported
+from lamina.kernel import quota
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_FIRST_PROJECT = 1 << 30  # out of the way of the small numbers that /etc/projects uses
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from a number with k, m, g or t (powers of 1024) behind it.
+
+    Raises:
+        OptionUnsupported: it is no such number, or zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if size <= 0:
+        raise OptionUnsupported(f"size: not a number of bytes: {text!r} (try 512M or 10G)")
+    return size
+
+
+def limit_size(directory: str, size: int) -> None:
+    """Limit what is made below ``directory`` from now on to ``size`` bytes.
+
+    The project is numbered after the directory's inode, which nothing else on the file system
+    has; a number in use already (inodes beyond 30 bits) gives way to the next.
+
+    Raises:
+        OptionUnsupported: the file system has no project quota, with the reason.
+    """
+    reason = quota.supported(directory)
+    if reason is not None:
+        raise OptionUnsupported(f"size: {reason}")
+    project = _FIRST_PROJECT + os.stat(directory).st_ino % _FIRST_PROJECT
+    while any(quota.get_limit(directory, project)):
+        project += 1
+    quota.set_limit(directory, project, size)
+    quota.set_project(directory, project)

@@ -1,0 +1,102 @@
+"""The vfs driver: a layer is a full copy of its parent, changed. Works anywhere.
+
+    layers/ID/diff     the whole tree
+
+Nothing is mounted, so that no right is needed. A copy shares its data with the parent where
+the file system has reflinks (btrfs, xfs). The other drivers are tested against this one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from lamina.archive import fold, whiteout
+from lamina.archive.changes import Change
+from lamina.archive.copytree import copy_tree
+from lamina.archive.tar import TarReader
+from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
+from lamina.drivers import naive
+from lamina.drivers.directory import DirectoryDriver
+from lamina.drivers.layout import Chain
+from lamina.kernel import filesystems
+from lamina.kernel.rename import exchange
+from lamina.types import LayerId
+
+
+class VfsDriver(DirectoryDriver):
+    """Layers as full copies. See the module and :class:`Driver`."""
+
+    name = "vfs"
+    layer_options = frozenset({"base"})
+
+    @classmethod
+    def probe(cls, home: Path) -> None:
+        """See :meth:`Driver.probe`: a directory is all it takes."""
+
+    def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
+        tree = f"{staged}/diff"
+        below = self._below(chain)
+        if below is not None:
+            copy_tree(below, tree)
+            return
+        os.mkdir(tree, 0o755)
+        os.chmod(tree, 0o755)
+        if self.idmap.root != (os.geteuid(), os.getegid()):
+            os.chown(tree, *self.idmap.root)
+
+    def _below(self, chain: Chain) -> str | None:
+        if chain.layers:
+            return self.layout.path(chain.layers[0], "diff")
+        return None if chain.base is None else str(chain.base)
+
+    def _mount(self, id: LayerId, mount_label: str) -> Path:
+        self.layout.chain(id)  # LayerNotFound
+        return Path(self.layout.path(id, "diff"))
+
+    def status(self) -> list[tuple[str, str]]:
+        """See :meth:`Driver.status`."""
+        return [
+            ("Root Dir", str(self.home)),
+            ("Backing Filesystem", filesystems.name(filesystems.magic(self.home))),
+            ("Layers", str(sum(1 for _ in self.ids()))),
+        ]
+
+    def metadata(self, id: LayerId) -> dict[str, str]:
+        """See :meth:`Driver.metadata`."""
+        self.layout.chain(id)
+        return {"Dir": self.layout.path(id, "diff")}
+
+    def _fill(
+        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    ) -> Unpacked:
+        layer, tree, old = f"{staged}/layer", f"{staged}/diff", self.layout.path(id, "diff")
+        os.mkdir(layer, 0o755)
+        unpacked = unpack(
+            reader,
+            layer,
+            fmt=whiteout.AUFS,
+            idmap=self.idmap,
+            lowers=[Path(old)],
+            options=options,
+        )
+        copy_tree(old, tree)
+        fold.fold([layer], whiteout.AUFS, tree, move=True)
+        return unpacked
+
+    def _settle(self, staged: str, id: LayerId) -> None:
+        exchange(f"{staged}/diff", self.layout.path(id, "diff"))
+
+    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+        """See :meth:`Driver.diff`."""
+        return naive.diff(self, id, parent)
+
+    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
+        """See :meth:`Driver.changes`."""
+        return naive.changes(self, id, parent)
+
+    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
+        """See :meth:`Driver.diff_size`."""
+        return naive.diff_size(self, id, parent)
