@@ -136,6 +136,14 @@ class CommandNotFound(LaminaError):
         self.exit_code = exit_code
 
 
+class UserNotFound(LaminaError, LookupError):
+    """A user or group name that the root's own ``file`` does not have."""
+
+    def __init__(self, name: str, file: str) -> None:
+        super().__init__(f"no such user or group: {printable(name)} (not in the root's {file})")
+        self.name = name
+
+
 class ApplyConflict(LaminaError):
     """Applying a fork would overwrite what changed meanwhile at ``paths``."""
 

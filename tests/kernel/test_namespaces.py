@@ -70,7 +70,7 @@ def test_an_ordinary_user_maps_itself_to_root(ordinary_user: User) -> None:
 uid, gid = os.getuid(), os.getgid()
 assert not namespaces.in_user_namespace()
 namespaces.unshare(namespaces.CLONE_NEWUSER)
-namespaces.write_own_maps("self", [IdRange(0, uid, 1)], [IdRange(0, gid, 1)])
+namespaces.write_own_maps("self", [f"0 {uid} 1"], [f"0 {gid} 1"])
 print(os.getuid(), os.getgid(), namespaces.in_user_namespace())
 """
     assert python(code, ordinary_user) == "0 0 True"

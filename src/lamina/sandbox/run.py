@@ -1,0 +1,174 @@
+"""Run a command in a mounted root, in namespaces of its own.
+
+What the command finds is what it would find under ``docker run``: its own proc, a read-only
+sysfs, a small /dev, Docker's capabilities, its masked paths; it is a child of a pid 1 that
+reaps. There is no seccomp filter and no cgroup: this isolates what is run on purpose, it does
+not hold an attacker who is root.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lamina.errors import UnmappedId
+from lamina.kernel.idmap import IdMap, IdRange
+from lamina.kernel.process import capability_mask
+from lamina.sandbox import helper, mountpoints, users
+from lamina.sandbox.child import DEFAULT_PATH
+
+DEFAULT_CAPABILITIES = (
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+"""Docker's (moby, oci/caps/defaults.go)."""
+
+_DIRECTORIES = (b"proc", b"sys", b"dev")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A directory or file of the host to be seen at ``target`` in the container."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+
+def run(
+    root: Path,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    user: str | None = None,
+    network: Literal["host", "none"] = "host",
+    hostname: str | None = None,
+    capabilities: Iterable[str] = DEFAULT_CAPABILITIES,
+    no_new_privs: bool = False,
+    idmap: IdMap | None = None,
+    mounts: Sequence[Bind] = (),
+    input: bytes | None = None,
+    stdin: helper.File = None,
+    stdout: helper.File = None,
+    stderr: helper.File = None,
+    check: bool = False,
+    timeout: float | None = None,
+    forward_signals: bool = False,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``argv`` with the directory ``root`` (mounted, writable) as its root.
+
+    ``env`` is all of the command's environment, but for PATH, HOME, HOSTNAME and, on a
+    terminal, TERM, which have Docker's defaults. ``cwd`` is created if missing. ``user`` is
+    ``name|uid[:group|gid]``, looked up in the root. ``hostname`` None is the machine's own.
+    An ordinary user gets a user namespace: with ``idmap``, or with root inside standing for
+    the user alone. ``stdin``, ``stdout``, ``stderr``, ``input``, ``check`` and ``timeout``
+    (seconds) are subprocess.run's; ``forward_signals`` is for a program that only waits for
+    the command, and passes on what it is sent.
+
+    ``returncode`` is the command's exit status, or 128 + n when signal n ended it. Raises
+    CommandNotFound, UserNotFound, PermissionRequired where user namespaces are off, OSError or
+    MountError when the container can't be set up; CalledProcessError and TimeoutExpired as
+    subprocess does. Whatever happens, no process of the container is left.
+    """
+    if not argv:
+        raise ValueError("an empty command")
+    words = [os.fspath(word) for word in argv]
+    name = hostname or socket.gethostname()
+    uid_map, gid_map = _id_maps(idmap)
+    with ExitStack() as stack:
+        root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root_fd)
+        who = users.look_up(root_fd, user)
+        _check_mapped(who, uid_map, gid_map)
+        files = _network_files(network, name)
+        binds = [(str(b.source), b.target, b.read_only) for b in mounts]
+        wanted = [
+            *((path, True) for path in _DIRECTORIES),
+            *((os.fsencode(path).lstrip(b"/"), False) for path in files),
+            *((os.fsencode(to).lstrip(b"/"), os.path.isdir(of)) for of, to, _ in binds),
+        ]
+        there = stack.enter_context(mountpoints.provided(root_fd, wanted))
+        spec = {
+            "root": os.fspath(root),
+            "argv": words,
+            "env": _environment(env, who.home, name),
+            "cwd": cwd,
+            "uid": who.uid,
+            "gid": who.gid,
+            "groups": list(who.groups) if len(uid_map) != 1 else None,
+            "private_network": network == "none",
+            "hostname": hostname,
+            "capabilities": capability_mask(capabilities),
+            "no_new_privs": no_new_privs,
+            "uid_map": uid_map,
+            "gid_map": gid_map,
+            "binds": binds,
+            "files": [(p, c) for p, c in files.items() if os.fsencode(p).lstrip(b"/") in there],
+            "directories": [f"/{os.fsdecode(path)}" for path in _DIRECTORIES if path in there],
+        }
+        done = helper.run_helper(
+            "init", spec, args=words, stdin=stdin, stdout=stdout, stderr=stderr, input=input,
+            timeout=timeout, forward_signals=forward_signals,
+        )  # fmt: skip
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _id_maps(idmap: IdMap | None) -> tuple[list[str], list[str]]:
+    """The lines of the user namespace's maps; none when no namespace is needed."""
+    if idmap is None and os.geteuid() != 0:
+        idmap = IdMap((IdRange(0, os.geteuid(), 1),), (IdRange(0, os.getegid(), 1),))
+    if not idmap:
+        return [], []
+    return [str(r) for r in idmap.uids], [str(r) for r in idmap.gids]
+
+
+def _check_mapped(who: users.Identity, uid_map: list[str], gid_map: list[str]) -> None:
+    for number, lines, kind in ((who.uid, uid_map, "user"), (who.gid, gid_map, "group")):
+        ranges = [tuple(map(int, line.split())) for line in lines]
+        if ranges and not any(start <= number < start + size for start, _, size in ranges):
+            raise UnmappedId(f"{kind} id {number} has no place in this user namespace")
+
+
+def _environment(env: Mapping[str, str] | None, home: str, hostname: str) -> dict[str, str]:
+    full = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home}
+    if os.isatty(1) or os.isatty(0):
+        full["TERM"] = os.environ.get("TERM", "xterm")
+    full.update(env or {})
+    return full
+
+
+def _network_files(network: str, hostname: str) -> dict[str, bytes]:
+    """What the container finds in /etc about names: the host's, or itself alone."""
+    if network not in ("host", "none"):
+        raise ValueError(f"network is 'host' or 'none', not {network!r}")
+    alone = f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost\n".encode()
+    files = {"/etc/hostname": f"{hostname}\n".encode(), "/etc/hosts": alone}
+    if network == "host":
+        for path in ("/etc/hosts", "/etc/resolv.conf"):
+            try:
+                with open(path, "rb") as file:
+                    files[path] = file.read()
+            except OSError:
+                continue
+    return files
