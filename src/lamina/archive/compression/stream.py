@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from lamina.archive.compression.formats import BLOCK_SIZE, HEAD_SIZE, detect
 from lamina.archive.compression.pipeline import Pipeline
@@ -13,8 +13,13 @@ from lamina.types import DiffId, Digest
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+    class _Raw(io.RawIOBase, BinaryIO):
+        """What io's own files are to a type checker."""
+else:
+    _Raw = io.RawIOBase
 
-class Decompressed(io.RawIOBase):
+
+class Decompressed(_Raw):
     """The plain bytes of a stream, a raw binary file that can't seek (see :func:`open_stream`).
 
     ``compression`` says what the stream was. The digests and sizes hold when everything has

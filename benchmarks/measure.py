@@ -1,0 +1,96 @@
+"""How a line of the table comes about.
+
+Ours and the peer run in turn, each into a fresh target on the same journaled ext4 (see
+:mod:`benchmarks.ground`), with everything synced before each run. A figure is the median of the
+runs (five or more), a ratio that of the two medians. Only the peer of the same run counts: on a
+shared machine seconds of another day say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+ROUNDS = 5
+
+Run = Callable[[], float]
+"""Does the work once, on a target of its own; the seconds that counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table: two medians, what is made of them, and what that should be."""
+
+    what: str
+    ours: float
+    peer: float
+    peer_name: str
+    """What it is compared with, and its version."""
+    value: float
+    """Usually ours / peer."""
+    limit: float | None
+    """What ``value`` should be at most or at least; None: for information."""
+    bound: Literal["at most", "at least"] = "at most"
+    unit: Literal["s", "ms", "us", "MiB"] = "s"
+    """Of ``ours`` and ``peer``."""
+    suffix: str = "x"
+    """Of ``value`` and ``limit``."""
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        """Whether the limit is kept."""
+        if self.limit is None:
+            return True
+        return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
+
+    @property
+    def spent(self) -> float | None:
+        """How much of the limit was used up: 1 is just kept, less is better."""
+        if self.limit is None:
+            return None
+        return self.value / self.limit if self.bound == "at most" else self.limit / self.value
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that ``work`` takes, begun with nothing left to be written."""
+    os.sync()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_turn(rounds: int, **runs: Run) -> dict[str, list[float]]:
+    """Run each of ``runs`` once a round, and once before to warm up; the times of each."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(run())
+    return times
+
+
+def compare(
+    what: str,
+    ours: Run,
+    peer: Run,
+    peer_name: str,
+    *,
+    limit: float | None,
+    rounds: int = ROUNDS,
+    unit: Literal["s", "ms", "us"] = "s",
+) -> Line:
+    """A line whose value is ours / peer."""
+    times = in_turn(rounds, ours=ours, peer=peer)
+    scale = {"s": 1, "ms": 1e3, "us": 1e6}[unit]
+    mine, theirs = (statistics.median(times[name]) * scale for name in ("ours", "peer"))
+    return Line(what, mine, theirs, peer_name, mine / theirs, limit, unit=unit, samples=times)

@@ -1,0 +1,97 @@
+"""One piece of work in a process of its own, for its time and its memory.
+
+``python -m benchmarks.worker WORK ARGUMENT...`` prints the seconds that the work took, without
+the start of Python and the import of the driver, and the process's peak memory (VmHWM).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ground import output
+from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.drivers import Driver
+
+
+def _nothing() -> Callable[[], object]:
+    return lambda: None
+
+
+def _driver(name: str, home: str) -> Driver:
+    from lamina.drivers import driver_class
+
+    factory: Any = driver_class(name)
+    driver: Driver = factory(Path(home), Path(home + ".run"))
+    return driver
+
+
+def _unpack(driver: str, home: str, tar: str) -> Callable[[], object]:
+    """A plain tar into a new layer, as a driver's caller does it."""
+    made, layer = _driver(driver, home), LayerId("layer")
+
+    def work() -> None:
+        made.create(layer)
+        with open(tar, "rb") as stream:
+            made.apply_diff(layer, None, stream)
+
+    return work
+
+
+def _unpack_compressed(
+    driver: str, home: str, path: str, digest: str, diff_id: str
+) -> Callable[[], object]:
+    """A compressed tar into a new layer, both digests checked."""
+    from lamina.archive.compression import open_stream
+
+    made, layer = _driver(driver, home), LayerId("layer")
+
+    def work() -> None:
+        made.create(layer)
+        with open_stream(path) as stream:
+            made.apply_diff(layer, None, stream)
+            if (stream.digest, stream.diff_id) != (digest, diff_id):
+                raise SystemExit("the digests are not what they should be")
+
+    return work
+
+
+WORK: dict[str, Callable[..., Callable[[], object]]] = {
+    "nothing": _nothing,
+    "unpack": _unpack,
+    "unpack-compressed": _unpack_compressed,
+}
+
+
+def peak_mib() -> float:
+    """The most memory that this process had resident, since its exec(2)."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def run(work: str, *arguments: str | Path) -> tuple[float, float]:
+    """Do ``work`` in a new process: seconds, MiB."""
+    argv = [sys.executable, "-m", "benchmarks.worker", work, *arguments]
+    result = json.loads(output(*argv))
+    return result["seconds"], result["peak"]
+
+
+def main() -> None:
+    """Do what the command line says."""
+    name, *arguments = sys.argv[1:]
+    work = WORK[name](*arguments)
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "peak": peak_mib()}))
+
+
+if __name__ == "__main__":
+    main()
