@@ -1,0 +1,46 @@
+"""Errors as people read them: one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from lamina.errors import LaminaError
+
+
+def say(text: str) -> None:
+    """``lamina: TEXT`` on stderr, on one line whatever is in it, after what stdout has so far."""
+    line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    for write in (sys.stdout.flush, lambda: print(f"lamina: {line}", file=sys.stderr)):
+        try:
+            write()
+        except OSError:
+            pass  # nobody listens
+
+
+def message(error: BaseException) -> str:
+    """What to tell a person about an error."""
+    if isinstance(error, click.UsageError):
+        return _usage(error)
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, LaminaError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        named = isinstance(error.filename, str | bytes | os.PathLike)
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"internal error: {type(error).__name__}: {error} ('lamina --debug' shows where)"
+
+
+def _usage(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "lamina"
+    verb = path.partition(" ")[2]
+    text = error.format_message().rstrip(".")
+    if not text[:2].isupper():
+        text = text[:1].lower() + text[1:]
+    return f"{verb}: {text} (see '{path} --help')" if verb else f"{text} (see '{path} --help')"

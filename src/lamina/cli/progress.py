@@ -1,0 +1,79 @@
+"""Progress bars for a person who waits."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from lamina.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
+
+_PATIENCE = 0.4
+"""Seconds of work that are not worth a bar, nor the import of what draws it."""
+
+
+class Bars:
+    """A progress callback that draws on stderr, one line for each piece of work."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+        self._display: Display | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._display is not None:
+            self._display.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of a report."""
+        if self._display is None:
+            now = time.monotonic()
+            self._begun = self._begun or now
+            if now - self._begun < _PATIENCE:
+                return
+            self._display = _display()
+            self._display.start()
+        task = self._tasks.get(progress.what)
+        if task is None:
+            task = self._display.add_task(progress.what, total=progress.total, unit=progress.unit)
+            self._tasks[progress.what] = task
+        self._display.update(task, completed=progress.done, total=progress.total)
+
+
+def _display() -> Display:
+    """Bars that vanish when the work is done: what stays on the screen is the result."""
+    from rich import progress as rich_progress
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.text import Text
+
+    class Amount(rich_progress.ProgressColumn):
+        """``12.3 MB of 270 MB``, or entries."""
+
+        def render(self, task: rich_progress.Task) -> Text:
+            def shown(count: float) -> str:
+                return decimal(int(count)) if task.fields["unit"] == "bytes" else f"{int(count):,}"
+
+            total = "" if task.total is None else f" of {shown(task.total)}"
+            return Text(f"{shown(task.completed)}{total}")
+
+    return rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        Amount(),
+        rich_progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,180 @@
+"""How a container's command is run: the options of run and create, kept for start."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lamina.cli import completing
+
+if TYPE_CHECKING:
+    from lamina.oci import RunConfig
+    from lamina.store import Container, Image, Store
+
+LABEL = "io.lamina.run"
+"""The label of a container in which its :class:`HowToRun` is kept, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class HowToRun:
+    """What run and create are told of a command, besides the command itself."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    network: str = "host"
+    hostname: str | None = None
+    volumes: tuple[tuple[str, str, bool], ...] = ()
+    """Host path, container path, whether read-only."""
+    interactive: bool = False
+
+    @classmethod
+    def of(cls, container: Container) -> HowToRun:
+        """What a container was made with."""
+        kept = json.loads(container.labels.get(LABEL, "{}"))
+        kept["volumes"] = tuple(tuple(volume) for volume in kept.get("volumes", ()))
+        return cls(**kept)
+
+    def labels(self) -> dict[str, str]:
+        """For :meth:`of`."""
+        return {LABEL: json.dumps(asdict(self))}
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options and arguments of run and create."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+_OPTIONS = [
+    click.option("--name", metavar="NAME", help="What to call the container."),
+    click.option("-e", "--env", metavar="NAME[=VALUE]", multiple=True,
+                 help="Set a variable, or pass on one of this environment."),
+    click.option("--env-file", metavar="FILE", multiple=True,
+                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                 help="Read such lines from a file."),
+    click.option("-w", "--workdir", metavar="DIR", help="Directory to run the command in."),
+    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who runs it, by name or id."),
+    click.option("-v", "--volume", metavar="HOST:CTR[:ro]", multiple=True,
+                 help="Show a file or directory of this machine in the container."),
+    click.option("--network", type=click.Choice(["host", "none"]), default="host",
+                 show_default=True, help="This machine's network, or only loopback."),
+    click.option("--hostname", metavar="NAME", help="The machine's name inside."),
+    click.option("--entrypoint", metavar="COMMAND",
+                 help="Run this instead of the image's entrypoint."),
+    click.option("-i", "--interactive", is_flag=True,
+                 help="Pass stdin on also if it is no terminal."),
+    click.option("-t", "--tty", is_flag=True,
+                 help="Accepted for Docker's sake: a terminal is always passed on."),
+    click.option("--storage-opt", "size", metavar="size=SIZE", callback=lambda c, p, v: _size(v),
+                 help="Limit what can be written, where the driver can."),
+    click.argument("image", metavar="IMAGE|DIR", shell_complete=completing.images),
+    click.argument("command", metavar="[COMMAND] [ARG]...", nargs=-1, type=click.UNPROCESSED),
+]  # fmt: skip
+
+
+def create(
+    store: Store, *, image: str, command: tuple[str, ...], rm: bool = False, **given: Any
+) -> Container:
+    """Make the container that these options describe; ``rm`` for one that ends with us."""
+    how = HowToRun(
+        env=_environment(given["env"], given["env_file"]),
+        cwd=given["workdir"],
+        user=given["user"],
+        network=given["network"],
+        hostname=given["hostname"],
+        volumes=tuple(map(_volume, given["volume"])),
+        interactive=given["interactive"],
+    )
+    base = _base(store, image)
+    return store.container(
+        base,
+        name=given["name"],
+        keep=not rm,
+        volatile=rm,
+        size=given["size"],
+        labels=how.labels(),
+        command=_argv(base, command, given["entrypoint"]),
+    )
+
+
+def run_command(container: Container, *, interactive: bool = False) -> int:
+    """Run a container's command in the foreground; its exit status, as a shell has it."""
+    import subprocess
+
+    from lamina.sandbox.run import Bind
+
+    if not container.command:
+        raise click.UsageError("no command given, and the image has none")
+    how = HowToRun.of(container)
+    passed = how.interactive or interactive or sys.stdin.isatty()
+    result = container.run(
+        container.command,
+        env=how.env,
+        cwd=how.cwd,
+        user=how.user,
+        network=how.network,
+        hostname=how.hostname,
+        mounts=[Bind(Path(host), target, ro) for host, target, ro in how.volumes],
+        stdin=None if passed else subprocess.DEVNULL,
+        check=False,
+        forward_signals=True,
+    )
+    return result.returncode
+
+
+def _base(store: Store, image: str) -> Image | Path:
+    """A directory is told by its ``/``, ``./`` or ``../`` at the beginning; else it is an image."""
+    if image in (".", "..") or image.startswith(("/", "./", "../")):
+        return Path(image).absolute()
+    return store.image(image)
+
+
+def _argv(base: Image | Path, command: tuple[str, ...], entrypoint: str | None) -> list[str]:
+    words = list(command[1:] if command[:1] == ("--",) else command)
+    if entrypoint is not None:
+        return [entrypoint, *words] if entrypoint else words
+    config: RunConfig | None = None if isinstance(base, Path) else base.config.config
+    return words if config is None else config.argv(words)
+
+
+def _environment(given: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    for text in [*(line for line in lines if line.strip() and line[0] != "#"), *given]:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise click.UsageError(f"a variable needs a name: '{text}'")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return found
+
+
+def _volume(text: str) -> tuple[str, str, bool]:
+    host, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not host or not target.startswith("/") or mode not in ("", "ro", "rw"):
+        raise click.UsageError(f"-v takes HOST:CONTAINER[:ro], the second absolute, not '{text}'")
+    source = Path(host).expanduser().absolute()
+    if not source.exists():
+        raise click.UsageError(f"-v: there is no {source} on this machine")
+    return str(source), target, mode == "ro"
+
+
+def _size(text: str | None) -> str | None:
+    if text is None:
+        return None
+    key, _, value = text.partition("=")
+    if key != "size" or not value:
+        raise click.UsageError(f"--storage-opt of a container takes size=SIZE, not '{text}'")
+    return value

@@ -1,0 +1,76 @@
+"""What every verb gets: the settings, and the store that they name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from lamina.cli.messages import say
+from lamina.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from lamina.progress import ProgressCallback
+    from lamina.store import Store
+
+
+class Session:
+    """One run of the command."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def quiet(self) -> bool:
+        """Whether remarks and progress bars are unwanted."""
+        return self.settings.quiet
+
+    @contextmanager
+    def store(self, *, progress: bool = False) -> Iterator[Store]:
+        """The store, open; with ``progress``, long work in it draws bars on a terminal.
+
+        An ordinary user enters a user namespace first, where mounts and other owners' files
+        can be had. That takes a process of one thread, so open the store before starting any.
+        """
+        from lamina.cli import rootless
+
+        settings = rootless.enter(self.settings)
+        self._hear_warnings()
+        with ExitStack() as stack:
+            report = stack.enter_context(self._bars()) if progress and self._draws() else None
+            from lamina import Store
+
+            store = Store(
+                settings.root,
+                run=settings.run_root,
+                driver=settings.driver,
+                options=settings.storage_options,
+                progress=report,
+            )
+            yield stack.enter_context(store)
+
+    def remark(self, text: str) -> None:
+        """Tell something on stderr that nobody has to read."""
+        if not self.quiet:
+            say(text)
+
+    def _draws(self) -> bool:
+        return not self.quiet and sys.stderr.isatty()
+
+    @contextmanager
+    def _bars(self) -> Iterator[ProgressCallback]:
+        from lamina.cli.progress import Bars
+
+        with Bars() as bars:
+            yield bars
+
+    def _hear_warnings(self) -> None:
+        """What the rooms below log comes as ``lamina: ...`` like all else."""
+        import logging
+
+        logging.basicConfig(
+            format="lamina: %(message)s",
+            level=logging.ERROR if self.quiet else logging.WARNING,
+            force=True,
+        )

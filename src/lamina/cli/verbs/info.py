@@ -1,0 +1,70 @@
+"""``lamina info``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import lamina
+from lamina.cli import output
+from lamina.cli.session import Session
+from lamina.errors import LaminaError
+
+if TYPE_CHECKING:
+    from lamina.store import Store
+
+
+@click.command()
+@output.format_option
+@click.pass_obj
+def command(session: Session, form: str) -> None:
+    """Show the store, and which drivers work here.
+
+    \b
+    Example:
+      lamina info
+    """
+    with session.store() as store:
+        found = _gather(store)
+    if form == "json":
+        output.print_json(found)
+        return
+    drivers = found.pop("drivers")
+    status = found.pop("status")
+    for label, value in [*found.items(), *status.items()]:
+        output.write_line(f"{(label[:1].upper() + label[1:]).replace('_', ' ') + ':':<20} {value}")
+    output.write_line("Drivers:")
+    for driver in drivers:
+        works = "works" if driver["works"] else f"does not work: {driver['reason']}"
+        output.write_line(f"  {driver['name']:<18} {works}")
+
+
+def _gather(store: Store) -> dict[str, Any]:
+    from lamina.drivers import registry
+    from lamina.kernel import filesystems, namespaces
+
+    status: dict[str, str] = {}
+    try:
+        driver = store.driver.name
+        status = dict(store.driver.status())
+    except LaminaError as error:
+        driver = str(error)
+    return {
+        "version": lamina.__version__,
+        "kernel": os.uname().release,
+        "rootless": namespaces.in_user_namespace() or os.geteuid() != 0,
+        "root": str(store.root),
+        "run_root": str(store.run),
+        "backing_file_system": filesystems.name(filesystems.magic(store.root)),
+        "images": sum(1 for _ in store.images),
+        "containers": sum(1 for _ in store.containers),
+        "layers": sum(1 for _ in store.layers),
+        "driver": driver,
+        "status": status,
+        "drivers": [
+            {"name": found.name, "works": found.reason is None, "reason": found.reason}
+            for found in registry.availability(store.root)
+        ],
+    }
