@@ -119,6 +119,8 @@ def _give_up(path: str, lock: int, pid: int) -> None:
     try:
         if pid == os.getpid():
             _delete(path)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         log.warning("can't delete the staging directory: %s", error)
     finally:
