@@ -22,12 +22,12 @@ from tests import support
 
 PACKAGES = ("python3", "git")
 _EPOCH = "1700000000"  # mmdebstrap clamps times to it, so the tar differs only by packages
-_ARCHIVES = re.compile(r"^https?://[^/]+/(debian|debian-security|ubuntu|ubuntu-ports)/?$")
+_ARCHIVES = re.compile(r"^[a-z+]+:/.+/(debian|debian-security|ubuntu|ubuntu-ports)/?$")
 
 
 def root_tar() -> Path:
     """The cached tar, made now if it is not there (about a minute, needs the network)."""
-    support.need("mmdebstrap")
+    support.need("mmdebstrap", "apt-get")
     suite, sources = _suite(), _sources()
     command = [
         "mmdebstrap",
@@ -83,6 +83,8 @@ def _sources() -> str:
         _, uri, release, component = line.split("|")
         if _ARCHIVES.match(uri):
             lines.append(f"deb {uri.rstrip('/')} {release} {component}")
+    if not lines:
+        support.missing("needs apt sources of Debian or Ubuntu to make a Debian root from")
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 
