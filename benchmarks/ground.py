@@ -23,10 +23,11 @@ SIZE = 12 << 30  # bytes; sparse
 
 
 class Ground:
-    """A directory on the file system under measurement."""
+    """A directory on the file system under measurement, and ``run`` for locks, on a tmpfs."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: Path) -> None:
         self.path = path
+        self.run = run
         self._serial = itertools.count()
 
     def fresh(self, name: str) -> Path:
@@ -35,7 +36,7 @@ class Ground:
 
     def clear(self) -> None:
         """Remove everything."""
-        for entry in self.path.iterdir():
+        for entry in (*self.path.iterdir(), *self.run.iterdir()):
             if entry.name != "lost+found":
                 remove_tree(entry)
         os.sync()
@@ -56,7 +57,9 @@ def ext4() -> Iterator[Ground]:
         mounted.mkdir()
         tool("mount", "-o", "loop", image, mounted)
         stack.callback(_leave, mounted)
-        yield Ground(mounted)
+        run = Path(tempfile.mkdtemp(prefix="lamina-bench-", dir="/run"))
+        stack.callback(shutil.rmtree, run)
+        yield Ground(mounted, run)
 
 
 def _leave(mounted: Path) -> None:
