@@ -67,7 +67,6 @@ ALTERED = """\
 C /becomes a dir
 A /becomes a dir/new
 C /becomes a file
-D /becomes a file/x
 C /becomes a link
 D /dangling
 C /dir
@@ -96,11 +95,9 @@ def two(driver: Driver) -> Driver:
 
 
 def test_changes_of_every_kind(two: Driver) -> None:
-    got = [str(c) for c in two.changes(SNAP, BASE) if "becomes a file" not in str(c)]
-    want = [line for line in ALTERED.splitlines() if "becomes a file" not in line]
-    assert got == want
-    # What was below a directory that became a file goes with it: docker says it or not.
-    assert "C /becomes a file" in [str(c) for c in two.changes(SNAP, BASE)]
+    # "hard" is one file with "dir/file": a union breaks that when it copies up, a copy does not.
+    got = [str(c) for c in two.changes(SNAP, BASE) if str(c) != "C /hard"]
+    assert got == ALTERED.splitlines()
 
 
 def test_a_layer_without_parent_is_all_additions(two: Driver) -> None:
