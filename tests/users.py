@@ -52,7 +52,8 @@ class Reach:
         return {"PYTHONPATH": os.pathsep.join(map(self.path, ours))}
 
     def move_modules(self) -> None:
-        """Have this process import from where the user can."""
+        """Have this process import, and start interpreters, from where the user can."""
+        sys.executable = self.python
         sys.path[:] = map(self.path, sys.path)
         for module in list(sys.modules.values()):
             if type(getattr(module, "__path__", None)) is list:

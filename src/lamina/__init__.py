@@ -18,12 +18,12 @@ TYPE_CHECKING = False  # not from typing, whose import costs more than all of th
 if TYPE_CHECKING:
     from typing import Any
 
+    from lamina.api import Store as Store
     from lamina.archive.changes import Change as Change
     from lamina.archive.changes import Kind as Kind
     from lamina.errors import LaminaError as LaminaError
     from lamina.store import Container as Container
     from lamina.store import Image as Image
-    from lamina.store import Store as Store
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "Image": "lamina.store",
     "Kind": "lamina.archive.changes",
     "LaminaError": "lamina.errors",
-    "Store": "lamina.store",
+    "Store": "lamina.api",
 }
 __all__ = ["Change", "Container", "Image", "Kind", "LaminaError", "Store", "__version__"]
 

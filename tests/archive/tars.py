@@ -53,7 +53,7 @@ def unpacked(
     root: Path,
     *entries: tuple[Entry, bytes],
     fmt: Format = OVERLAY,
-    lowers: tuple[Path, ...] = (),
+    lowers: tuple[Path, ...] | None = None,
     idmap: IdMap = IdMap(),
     **options: Any,
 ) -> Unpacked:

@@ -11,28 +11,11 @@ import pytest
 
 from lamina.archive.stack import Node, NodeKind, walk
 from lamina.archive.whiteout import AUFS, OVERLAY, OVERLAY_USER, PLAIN, Format, View
+from lamina.kernel.remove import remove_tree
+from tests.archive.layers import chain, make
 
 pytestmark = pytest.mark.root
 ALL = pytest.mark.parametrize("fmt", [AUFS, OVERLAY, OVERLAY_USER], ids=lambda f: f.name)
-
-
-def make(layer: Path, fmt: Format, *lines: str) -> Path:
-    """A layer from lines: ``dir/``, ``file``, ``-whiteout`` and ``dir/!`` for an opaque one."""
-    layer.mkdir()
-    for line in lines:
-        path = layer / line.lstrip("-").rstrip("!")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if line.endswith(("/", "!")):
-            path.mkdir(exist_ok=True)
-        elif not line.startswith("-"):
-            path.write_text(line)
-        fd = os.open(path if line.endswith("!") else path.parent, os.O_RDONLY)
-        if line.startswith("-"):
-            fmt.write_whiteout(fd, os.fsencode(path.name))
-        elif line.endswith("!"):
-            fmt.set_opaque(fd)
-        os.close(fd)
-    return layer
 
 
 def show(node: Node) -> str:
@@ -148,18 +131,6 @@ def test_an_error_names_the_path(tmp_path: Path) -> None:
         list(walk([tmp_path / "missing"], OVERLAY))
 
 
-def chain(top: Path, depth: int, *, sibling: bool) -> None:
-    fd = os.open(top, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir(b"dd", dir_fd=fd)
-        if sibling:
-            os.close(os.open(b"z", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-        below = os.open(b"dd", os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = below
-    os.close(fd)
-
-
 @pytest.mark.parametrize("layers", [1, 3])
 def test_ten_thousand_levels_need_few_descriptors(tmp_path: Path, layers: int) -> None:
     depth = 10_000
@@ -173,4 +144,6 @@ def test_ten_thousand_levels_need_few_descriptors(tmp_path: Path, layers: int) -
         count = sum(1 for _ in walk(tops, OVERLAY))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for top in tops:
+            remove_tree(top)
     assert count == 2 * depth + 1

@@ -26,8 +26,9 @@ LEFT_OUT: Final = {
     "trusted.overlay.": "it would be read as overlayfs's own mark",
     "user.overlay.": "it would be read as overlayfs's own mark",
     "security.selinux": "a layer's label is given when it is mounted",
+    "trusted.SGI_ACL_": "it is how XFS keeps the POSIX ACL that is there already",
 }
-"""Name or prefix, and why it is not set from an archive. Whiteouts and opaque directories have
+"""Prefix of names, and why it is not set from an archive. Whiteouts and opaque directories have
 names of their own in archives; a mark set raw would hide or redirect files of other layers."""
 
 _CAP_V2 = 0x0200_0000
@@ -54,7 +55,7 @@ class Attributes:
         """
         wanted = {}
         for name, value in attributes.items():
-            reason = _left_out(name)
+            reason = left_out(name)
             if reason is not None:
                 self.warn_once(name, f"attribute {name} is left out: {reason}", entry)
             elif value or name not in (ACL_ACCESS, ACL_DEFAULT):
@@ -94,11 +95,17 @@ class Attributes:
         )
 
 
-def _left_out(name: str) -> str | None:
+def left_out(name: str) -> str | None:
+    """Why an attribute is never taken from an archive, or None: it is."""
     for prefix, reason in LEFT_OUT.items():
-        if name == prefix or (prefix.endswith(".") and name.startswith(prefix)):
+        if name.startswith(prefix):
             return reason
     return None
+
+
+def is_mirror(name: str) -> bool:
+    """Whether an attribute only shows another one again: XFS lists ACLs so, to root."""
+    return name.startswith("trusted.SGI_ACL_")
 
 
 def _mapped(name: str, value: bytes, idmap: IdMap, entry: bytes) -> bytes:

@@ -181,11 +181,14 @@ class _Comparison:
             return False
         here = node.fd if directory else fd_path(node.dir_fd, node.name)
         there = fd_path(lower.dir_fd, node.name)
-        if self.policy.read(here, self.fmt) != self.policy.read(there, self.fmt):
+        if self.attributes(here, node) != self.attributes(there, node):
             return False
         if not directory and (new.st_nlink > 1 or old.st_nlink > 1):
             self.links.append((b"/" + node.path, new_id, old_id))
         return True
+
+    def attributes(self, file: int | bytes, node: Node) -> dict[str, bytes]:
+        return self.policy.read(file, self.fmt, node.path)
 
 
 def same_status(new: os.stat_result, old: os.stat_result) -> bool:

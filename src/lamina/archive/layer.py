@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lamina.archive.aside import Aside
 from lamina.archive.attributes import ACL_DEFAULT
-from lamina.archive.lowers import Lowers, hidden_here
+from lamina.archive.lowers import Lowers
 from lamina.archive.metadata import Metadata
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
-from lamina.archive.whiteout import AUFS, Format
+from lamina.archive.whiteout import HIDDEN, Format
 from lamina.errors import InvalidArchive, printable
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
@@ -177,7 +177,7 @@ class Layer:
         if status is None:
             if not self._lowers_known or self._is_below(parent, name):
                 self.fmt.write_whiteout(parent.fd, name)
-                self._beside = self.fmt is AUFS
+                self._beside = not self.fmt.marks_name
         elif stat.S_ISDIR(status.st_mode):
             fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
             try:
@@ -199,11 +199,10 @@ class Layer:
             self.fmt.set_opaque(directory.fd)
 
     def _unhide(self, parent: Directory, base: bytes) -> bool:
-        marker = hidden_here(self.fmt, parent.fd, base)
-        if marker is None:
-            return False
-        os.unlink(marker, dir_fd=parent.fd)
-        return True
+        hid = self.fmt.lookup(parent.fd, base) is HIDDEN
+        if hid:
+            self.fmt.remove_whiteout(parent.fd, base)
+        return hid
 
     # -- sources of hard links
 
@@ -249,7 +248,10 @@ class Layer:
                     raise InvalidArchive(f"a hard link to the directory '{printable(path)}'")
                 name = self.aside.new_name()
                 copy = self.metadata.copier.node
-                self.size += copy(dir_fd, base, status, self.aside.directory.fd, name)
+                size = copy(dir_fd, base, status, self.aside.directory.fd, name)
+                if size is None:
+                    raise InvalidArchive(f"a hard link to '{printable(path)}', which can't be made")
+                self.size += size
                 self._copied[path] = name
         return self.aside.directory, name
 
@@ -293,13 +295,11 @@ class Layer:
         directory = self.tree.root
         done = b""
         for part in path.split(b"/"):
-            if hidden_here(self.fmt, directory.fd, part) is not None:
-                return True
-            status = _lstat(directory, part)
+            status = self.fmt.lookup(directory.fd, part)
             if status is None:
                 return False
             done = done + b"/" + part if done else part
-            if not stat.S_ISDIR(status.st_mode) or done == path:
+            if status is HIDDEN or done == path or not stat.S_ISDIR(status.st_mode):
                 return True
             directory = self.tree.at(done)
             if self.fmt.is_opaque(directory.fd):
@@ -317,10 +317,8 @@ class Layer:
 
     def _live(self, parent: Directory, base: bytes) -> os.stat_result | None:
         """Status of what the layer has at ``base``; None for nothing, and for a whiteout."""
-        status = _lstat(parent, base)
-        if status is None or self.fmt.hidden_name(parent.fd, base, status) is not None:
-            return None
-        return status
+        status = self.fmt.lookup(parent.fd, base)
+        return None if status is HIDDEN else status
 
 
 def _remove_default_acl(root_fd: int) -> None:

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.archive.placement import OPEN_DIRECTORY, split
-from lamina.archive.whiteout import AUFS, WHITEOUT_PREFIX, Format
+from lamina.archive.whiteout import HIDDEN, View
 
 _OPEN_LAYER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Lowers:
-    """The layer directories ``paths``, topmost first, in the format ``fmt``."""
+    """The layer directories ``paths``, topmost first, read as ``view``."""
 
-    def __init__(self, paths: Sequence[Path], fmt: Format) -> None:
+    def __init__(self, paths: Sequence[Path], view: View) -> None:
         self._paths = tuple(os.fsencode(path) for path in paths)
-        self._fmt = fmt
+        self._view = view
 
     @contextmanager
     def find(self, path: bytes) -> Iterator[tuple[int, bytes, os.stat_result] | None]:
@@ -35,9 +35,9 @@ class Lowers:
         for layer in self._paths:
             fd, visible = self._open_directory(layer, head)
             if fd >= 0:
-                found = self._status(fd, base)
-                if found is not None or self._hides(fd, base):
-                    visible = False
+                status = self._view.lookup(fd, base) if base else os.fstat(fd)
+                visible = visible and status is None
+                found = None if status is HIDDEN else status
             if not visible:
                 break
             if fd >= 0:
@@ -56,7 +56,7 @@ class Lowers:
         for layer in self._paths:
             fd = os.open(layer, _OPEN_LAYER)
             try:
-                listing = self._fmt.listing(fd)
+                listing = self._view.listing(fd)
             finally:
                 os.close(fd)
             shown.update(name for name in listing.names if name not in hidden)
@@ -69,45 +69,14 @@ class Lowers:
         visible = True
         try:
             for part in path.split(b"/") if path else ():
-                status = self._status(fd, part)
-                if status is None:
-                    visible = visible and not self._hides(fd, part)
-                elif not stat.S_ISDIR(status.st_mode):
-                    visible = False
-                if status is None or not stat.S_ISDIR(status.st_mode):
+                status = self._view.lookup(fd, part)
+                if status is None or status is HIDDEN or not stat.S_ISDIR(status.st_mode):
                     os.close(fd)
-                    return -1, visible
+                    return -1, visible and status is None
                 fd, above = os.open(part, OPEN_DIRECTORY, dir_fd=fd), fd
                 os.close(above)
-                visible = visible and not self._fmt.is_opaque(fd)
+                visible = visible and not self._view.is_opaque(fd)
         except BaseException:
             os.close(fd)
             raise
         return fd, visible
-
-    def _status(self, dir_fd: int, name: bytes) -> os.stat_result | None:
-        """Status of a live entry; None when there is none or it is a whiteout."""
-        if not name:
-            return os.fstat(dir_fd)
-        try:
-            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return None if self._fmt.hidden_name(dir_fd, name, status) else status
-
-    def _hides(self, dir_fd: int, name: bytes) -> bool:
-        return hidden_here(self._fmt, dir_fd, name) is not None
-
-
-def hidden_here(fmt: Format, dir_fd: int, name: bytes) -> bytes | None:
-    """The marker in this directory that is a whiteout of ``name``, or None."""
-    for marker in (name, WHITEOUT_PREFIX + name):
-        try:
-            status = os.stat(marker, dir_fd=dir_fd, follow_symlinks=False)
-        except OSError:  # not there, or longer than a name can be
-            continue
-        if fmt.hidden_name(dir_fd, marker, status) == name:
-            return marker
-        if fmt is not AUFS:
-            break
-    return None

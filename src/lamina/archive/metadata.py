@@ -38,7 +38,7 @@ class Metadata:
     def __init__(self, owners: Owners, fmt: Format, warn: Warn) -> None:
         self.owners = owners
         self.attributes = Attributes(owners, warn)
-        self.copier = Copier(owners, fmt.private_xattr, warn)
+        self.copier = Copier(owners, fmt, warn)
         """For what a lower layer has."""
         self.now_ns = time.time_ns()
         self._to_chmod = umask() | _SPECIAL  # mode bits that creating a file does not give

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Mapping
 
-from lamina.archive.attributes import Attributes
+from lamina.archive.attributes import Attributes, is_mirror, left_out
 from lamina.archive.owners import Owners, Warn
+from lamina.archive.whiteout import View
 from lamina.kernel import xattr
 from lamina.kernel.copy import copy_file
 from lamina.kernel.path import fd_path
@@ -21,24 +22,34 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Copier:
-    """Copies under one policy of owners. Attributes for which ``leave`` holds stay behind."""
+    """Copies what ``view`` shows, under one policy of owners.
 
-    def __init__(self, owners: Owners, leave: Callable[[str], bool], warn: Warn) -> None:
+    Attributes that are the format's own stay behind. Raises LayerBroken where one says that part
+    of a file is in another layer.
+    """
+
+    def __init__(self, owners: Owners, view: View, warn: Warn) -> None:
         self._owners = owners
-        self._leave = leave
+        self._view = view
         self._attributes = Attributes(owners, warn)
 
-    def node(self, src_fd: int, src: bytes, status: os.stat_result, dst_fd: int, dst: bytes) -> int:
+    def node(
+        self, src_fd: int, src: bytes, status: os.stat_result, dst_fd: int, dst: bytes
+    ) -> int | None:
         """Copy anything but a directory to a name that is free; bytes of a regular file.
 
-        ``status`` is the source's. Raises OSError.
+        ``status`` is the source's. Sockets, and devices where this process can't make them, are
+        left out with a warning. Raises OSError.
         """
         if stat.S_ISREG(status.st_mode):
             return self._file(src_fd, src, dst_fd, dst)
+        if stat.S_ISSOCK(status.st_mode):
+            self._attributes.warn_once("socket", "sockets are left out", src)
+            return None
         if stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(src, dir_fd=src_fd), dst, dir_fd=dst_fd)
-        else:
-            os.mknod(dst, status.st_mode & ~0o7777 | 0o600, status.st_rdev, dir_fd=dst_fd)
+        elif not self._make_node(status, dst_fd, dst):
+            return None
         self._owners.give_at(dst_fd, dst, (status.st_uid, status.st_gid))
         if not stat.S_ISLNK(status.st_mode):
             chmod_node(dst_fd, dst, status.st_mode)
@@ -61,6 +72,34 @@ class Copier:
             os.close(source)
         return status.st_size
 
+    def _make_node(self, status: os.stat_result, dst_fd: int, dst: bytes) -> bool:
+        mode = stat.S_IFMT(status.st_mode) | 0o600
+        try:
+            os.mknod(dst, mode, status.st_rdev, dir_fd=dst_fd)
+        except PermissionError:
+            if self._owners.makes_devices:
+                raise
+            self._attributes.warn_once("device", "devices are left out", dst)
+            return False
+        return True
+
+    def open_up(self, fd: int) -> None:
+        """Let this process fill an open directory, whose mode is set again when that is done."""
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        filling = self._owners.directory_mode(mode)
+        if filling != mode:
+            os.fchmod(fd, filling)
+
+    def directory(self, fd: int, status: os.stat_result, attributes: Mapping[str, bytes]) -> None:
+        """Give an open directory this metadata and no other; ``attributes`` as of attributes()."""
+        self._owners.give(fd, (status.st_uid, status.st_gid))
+        os.fchmod(fd, stat.S_IMODE(status.st_mode))
+        for name in xattr.list_all(fd):
+            if name not in attributes and not left_out(name):
+                xattr.remove(fd, name)
+        self._attributes.apply(fd, attributes, b"")
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+
     def metadata(self, source: int, target: int, status: os.stat_result, name: bytes) -> None:
         """Give the open file or directory ``target`` all that ``source`` has but its content."""
         self._owners.give(target, (status.st_uid, status.st_gid))
@@ -71,7 +110,11 @@ class Copier:
     def attributes(self, source: int | bytes) -> dict[str, bytes]:
         """The attributes of a file that are to be copied."""
         found = xattr.list_all(source)
-        return {name: found[name] for name in found if not self._leave(name)}
+        for name in tuple(found):
+            self._view.check_xattr(name, b"")
+            if self._view.private_xattr(name) or is_mirror(name):
+                del found[name]
+        return found
 
     def _copy_attributes(self, source: int | bytes, target: int | bytes, name: bytes) -> None:
         found = self.attributes(source)

@@ -42,7 +42,7 @@ from lamina.archive.owners import Owners, Warn
 from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, Directory, clean, split
 from lamina.archive.tar import Entry, TarReader, Type
 from lamina.archive.tar.source import Readable
-from lamina.archive.whiteout import AUFS, META_PREFIX, WHITEOUT_PREFIX, Format, Mark, parse
+from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Format, Mark, parse
 from lamina.errors import InvalidArchive, UnmappedId, printable
 from lamina.kernel.idmap import IdMap
 
@@ -249,7 +249,7 @@ class _Unpacker:
             raise InvalidArchive(f"there can be no device {entry.devmajor}:{entry.devminor}")
         kind = stat.S_IFCHR if entry.type is Type.CHARACTER else stat.S_IFBLK
         device = os.makedev(entry.devmajor, entry.devminor)
-        if kind == stat.S_IFCHR and device == 0 and self._layer.fmt is not AUFS:
+        if kind == stat.S_IFCHR and device == 0 and self._layer.fmt.marks_name:
             self._metadata.attributes.warn_once(
                 "whiteout", "character device 0:0 is left out: it would be a whiteout", entry.name
             )

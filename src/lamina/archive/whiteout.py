@@ -30,7 +30,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
-from lamina.errors import InvalidArchive
+from lamina.errors import InvalidArchive, LayerBroken, printable
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
 
@@ -108,11 +108,17 @@ class View(ABC):
         """Whether an attribute is the format's own, which belongs to no diff."""
         return False
 
+    def check_xattr(self, name: str, path: bytes) -> None:
+        """Raise LayerBroken where an attribute says that part of the entry is in another layer."""
+        return
+
 
 class Format(View):
     """One way to write whiteouts."""
 
     name: str
+    marks_name = True
+    """Whether a whiteout is kept under the very name that it hides."""
 
     @abstractmethod
     def write_whiteout(self, dir_fd: int, name: bytes) -> None:
@@ -156,6 +162,7 @@ class _Plain(View):
 
 class _Aufs(Format):
     name = "aufs"
+    marks_name = False
 
     def listing(self, dir_fd: int) -> Listing:
         names = [os.fsencode(name) for name in os.listdir(dir_fd)]
@@ -210,6 +217,8 @@ class _Overlay(Format):
         self.prefix = namespace + ".overlay."
         self._opaque = self.prefix + "opaque"
         self._whiteout = self.prefix + "whiteout"
+        # Mount options redirect_dir and metacopy: such a layer can't be read by itself.
+        self._elsewhere = (self.prefix + "redirect", self.prefix + "metacopy")
 
     def listing(self, dir_fd: int) -> Listing:
         mark = self._mark(dir_fd)
@@ -294,6 +303,11 @@ class _Overlay(Format):
 
     def private_xattr(self, name: str) -> bool:
         return name.startswith(self.prefix)
+
+    def check_xattr(self, name: str, path: bytes) -> None:
+        if name in self._elsewhere:
+            what = printable(path)
+            raise LayerBroken(self.name, f"part of '{what}' is in another layer ({name})")
 
     def _mark(self, dir_fd: int) -> bytes | None:
         try:

@@ -28,16 +28,20 @@ class XattrPolicy:
         """Whether an attribute of that name belongs to a layer."""
         return next((kept for prefix, kept in self.rules if name.startswith(prefix)), False)
 
-    def read(self, file: int | bytes, view: View) -> dict[str, bytes]:
-        """The attributes of a file that belong to its layer, by name. Raises OSError."""
+    def read(self, file: int | bytes, view: View, path: bytes) -> dict[str, bytes]:
+        """The attributes of a file that belong to its layer, by name.
+
+        Raises OSError, and LayerBroken naming ``path`` where one says that part of the file is in
+        another layer.
+        """
         found = xattr.list_all(file)
-        if not found:
-            return found
-        return {
-            name: found[name]
-            for name in sorted(found)
-            if self.keeps(name) and not view.private_xattr(name)
-        }
+        kept = {}
+        for name in sorted(found):
+            if view.private_xattr(name):
+                view.check_xattr(name, path)
+            elif self.keeps(name):
+                kept[name] = found[name]
+        return kept
 
 
 ACL_ACCESS: Final = "system.posix_acl_access"

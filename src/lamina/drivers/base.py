@@ -136,9 +136,18 @@ class Driver(ABC):
 
     name: ClassVar[str]
 
-    home: Path
-    run: Path
-    idmap: IdMap
+    def __init__(
+        self,
+        home: Path,
+        run: Path,
+        *,
+        options: Mapping[str, str] = NO_OPTIONS,
+        idmap: IdMap = IdMap(),
+    ) -> None:
+        self.home = home
+        self.run = run
+        self.options = options
+        self.idmap = idmap
 
     @classmethod
     @abstractmethod

@@ -51,10 +51,7 @@ class DirectoryDriver(Driver):
         idmap: IdMap = IdMap(),
     ) -> None:
         check_options(self.name, options, self.known_options)
-        self.home = home
-        self.run = run
-        self.idmap = idmap
-        self.options = dict(options)
+        super().__init__(home, run, options=options, idmap=idmap)
         os.makedirs(run, mode=0o700, exist_ok=True)
         self.layout = Layout(home)
         self.references = References(run)

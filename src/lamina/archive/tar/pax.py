@@ -175,7 +175,12 @@ def _set_selinux(entry: Entry, value: bytes) -> None:
     entry.xattrs.setdefault("security.selinux", value)
 
 
+def _no_charset(entry: Entry, value: bytes) -> None:
+    """Names are bytes here, in whatever character set."""
+
+
 _SETTERS = {
+    "hdrcharset": _no_charset,
     "path": _set_path,
     "linkpath": _set_linkpath,
     "size": _set_size,
@@ -223,9 +228,11 @@ def encode_xattr_name(name: str) -> str:
 def encode(values: Mapping[str, bytes]) -> bytes:
     """An extended header's body: one record for each keyword, in order of the keywords.
 
-    Raises ValueError for a keyword that can't be one.
+    But ``hdrcharset`` comes first, as it tells of those that follow. Raises ValueError for a
+    keyword that can't be one.
     """
-    return b"".join(_record(key, values[key]) for key in sorted(values))
+    keys = sorted(values, key=lambda key: (key != "hdrcharset", key))
+    return b"".join(_record(key, values[key]) for key in keys)
 
 
 def _record(key: str, value: bytes) -> bytes:

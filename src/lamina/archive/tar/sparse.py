@@ -27,12 +27,12 @@ def read_old_gnu(header: bytearray, source: Source, limits: Limits) -> tuple[int
     real_size = number(bytes(header[483:495]))
     pairs = list(_table(header, 386, 4))
     more = header[482]
-    while more:
-        if len(pairs) > 2 * limits.sparse_segments:
-            _too_many()
+    while more and len(pairs) <= 2 * limits.sparse_segments:
         block = source.take(BLOCK)
         pairs += _table(block, 0, 21)
         more = block[504]
+    if len(pairs) > 2 * limits.sparse_segments:
+        _too_many()
     return real_size, pairs
 
 

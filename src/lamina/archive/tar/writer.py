@@ -27,6 +27,7 @@ _BLANKS = b" " * 8
 _SMALL = 0o7777777  # what seven octal digits hold
 _LARGE = 0o77777777777  # eleven
 _PAX_DIRECTORY = b"PaxHeaders.0/"
+_NAMES = ("path", "linkpath", "uname", "gname", "GNU.sparse.name")
 _SPARSE_DIRECTORY = b"GNUSparseFile.0/"
 
 
@@ -86,6 +87,8 @@ def encode(entry: Entry) -> bytes:
         entry.devmajor, entry.devminor, prefix,
     )  # fmt: skip
     if records:
+        if any(key in records and not _is_utf8(records[key]) for key in _NAMES):
+            records["hdrcharset"] = b"BINARY"
         header = _extended_header(entry.name, records) + header
     return header + sparse_map
 
@@ -146,6 +149,14 @@ def _time(mtime_ns: int) -> bytes:
     sign = b"-" if mtime_ns < 0 else b""
     seconds, fraction = divmod(abs(mtime_ns), 1_000_000_000)
     return (b"%b%d.%09d" % (sign, seconds, fraction)).rstrip(b"0").rstrip(b".")
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _block(
