@@ -54,6 +54,7 @@ def parsed(body: bytes) -> dict[str, bytes]:
         b"6 a=b\n\n",
         b"6 a=b\n\0\0",
         b"\xff\xfe",
+        b"7 a\0=b\n",
     ],
 )
 def test_a_record_that_lies_is_refused(body: bytes) -> None:
@@ -157,7 +158,6 @@ def test_a_size_record_says_how_much_payload_follows() -> None:
         (b"uname", b"a\0b", "NUL"),
         (b"path", b"n" * 70_000, "name longer than 65536"),
         (b"SCHILY.xattr.", b"v", "not the name"),
-        (b"SCHILY.xattr.user.a\0b", b"v", "not the name"),
         (b"LIBARCHIVE.xattr.user.a%00b", b"dg", "not the name"),
         (b"LIBARCHIVE.xattr.user.a", b"!!!", "base64"),
         (b"LIBARCHIVE.xattr.user.a", b"A", "base64"),

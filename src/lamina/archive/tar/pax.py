@@ -54,6 +54,8 @@ def parse(body: bytes, records: Records, limits: Limits) -> None:
         if not blank < stop <= end or equals < 0 or body[stop - 1] != 0x0A:
             _malformed(body, position)
         key = fsdecode(body[blank + 1 : equals])
+        if "\0" in key:
+            _malformed(body, position)
         value = body[equals + 1 : stop - 1]
         if key in _MAP_0_0:
             _add_to_map(records.map_0_0, key, value, limits)
