@@ -12,7 +12,7 @@ import pytest
 from lamina.archive.stack import Node, NodeKind, walk
 from lamina.archive.whiteout import AUFS, OVERLAY, OVERLAY_USER, PLAIN, Format, View
 from lamina.kernel.remove import remove_tree
-from tests.archive.layers import chain, make
+from tests.archive.layers import chain, in_memory, make
 
 pytestmark = pytest.mark.root
 ALL = pytest.mark.parametrize("fmt", [AUFS, OVERLAY, OVERLAY_USER], ids=lambda f: f.name)
@@ -134,16 +134,30 @@ def test_an_error_names_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_ten_thousand_levels_need_few_descriptors(tmp_path: Path, layers: int) -> None:
     depth = 10_000
-    tops = [tmp_path / str(number) for number in range(layers)]
-    for number, top in enumerate(tops):
-        top.mkdir()
-        chain(top, depth - 100 * number, sibling=number == 0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-    try:
-        count = sum(1 for _ in walk(tops, OVERLAY))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with in_memory(tmp_path / "memory") as memory:
+        tops = [memory / str(number) for number in range(layers)]
+        for number, top in enumerate(tops):
+            top.mkdir()
+            chain(top, depth - 100 * number, sibling=number == 0)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        try:
+            count = sum(1 for _ in walk(tops, OVERLAY))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for top in tops:
             remove_tree(top)
     assert count == 2 * depth + 1
+
+
+def test_a_directory_moved_away_below_the_kept_levels_is_an_error(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    chain(top, 80, sibling=True)
+    deep = top.joinpath(*["dd"] * 75)
+    nodes = walk([top], OVERLAY)
+    while next(nodes).depth < 78:
+        pass
+    deep.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="moved"):
+        list(nodes)

@@ -98,10 +98,12 @@ class Descent:
         here = {number: held for number, held in level.items() if isinstance(held, int)}
         self.fds = here
         try:
-            if len(here) < len(level):
-                for number, held in level.items():
-                    if not isinstance(held, int):
-                        here[number] = _parent(below[number], expected=held)
+            for number in list(below):
+                held = level[number]
+                if not isinstance(held, int):
+                    here[number] = _parent(below[number], expected=held)
+                os.close(below.pop(number))
+            if list(here) != list(level):
                 self.fds = dict(sorted(here.items()))
         finally:
             for fd in below.values():

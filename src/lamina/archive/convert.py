@@ -1,0 +1,76 @@
+"""Turning a layer's markers from one whiteout format into another, in place."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from lamina.archive.stack import Node, walk
+from lamina.archive.whiteout import WHITEOUT_PREFIX, Format
+from lamina.kernel import xattr
+from lamina.kernel.path import fd_path
+from lamina.kernel.remove import remove_tree
+
+_STAGED = b".lamina-whiteout"
+
+
+def convert(tree: int | str | bytes | os.PathLike[str], source: Format, target: Format) -> None:
+    """Rewrite the markers of a layer directory, which nobody else may use meanwhile.
+
+    What the layer shows and hides stays the same. Of AUFS, a live entry beside its own whiteout
+    goes (AUFS does not show it), and so do ``.wh..wh.*`` bookkeeping and marks of no effect; of
+    overlayfs, its private attributes. Directories keep their times.
+
+    May be interrupted and run again: a mark is written before the one it stands for is removed.
+    Raises OSError; LayerBroken where part of the layer lies in another one (overlayfs's
+    ``redirect_dir`` and ``metacopy``); InvalidArchive for names that AUFS can't hide.
+    """
+    if source is target:
+        return
+    for node in walk([tree], source):
+        if node.fd >= 0:
+            _directory(node, source, target)
+        elif node.status is not None:
+            _strip(fd_path(node.dir_fd, node.name), source, node.path)
+
+
+def _directory(node: Node, source: Format, target: Format) -> None:
+    fd = node.fd
+    status = os.fstat(fd)
+    listing = source.listing(fd)
+    for name in listing.whiteouts:
+        # fuse-overlayfs leaves whiteouts of AUFS markers behind: they hide nothing of a layer.
+        if not name.startswith(WHITEOUT_PREFIX):
+            _write(fd, name, target)
+        if source.marks_name != target.marks_name:
+            source.remove_whiteout(fd, name)
+    if listing.opaque and node.depth > 0:
+        target.set_opaque(fd)
+    source.clear_opaque(fd)
+    for name in map(os.fsencode, os.listdir(fd)):
+        if source.is_meta(name) or name == _STAGED:
+            remove_tree(fd_path(fd, name))
+    _strip(fd, source, node.path)
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _write(fd: int, name: bytes, target: Format) -> None:
+    """Write a whiteout, over what the directory has under that name in another format."""
+    try:
+        target.write_whiteout(fd, name)
+    except FileExistsError:
+        # A live entry that its AUFS whiteout hides, or the attribute form of another overlayfs.
+        # A device is a whiteout to both; put in place at once, the name is never unhidden.
+        remove_tree(fd_path(fd, _STAGED))
+        os.mknod(_STAGED, stat.S_IFCHR, 0, dir_fd=fd)
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            remove_tree(fd_path(fd, name))
+        os.rename(_STAGED, name, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def _strip(file: int | bytes, source: Format, path: bytes) -> None:
+    """Remove the attributes that only the source format understands."""
+    for name in xattr.list_all(file):
+        if source.private_xattr(name):
+            source.check_xattr(name, path)
+            xattr.remove(file, name)
