@@ -55,6 +55,7 @@ def parsed(body: bytes) -> dict[str, bytes]:
         b"6 a=b\n\0\0",
         b"\xff\xfe",
         b"7 a\0=b\n",
+        b"7 =a=b\n",
     ],
 )
 def test_a_record_that_lies_is_refused(body: bytes) -> None:

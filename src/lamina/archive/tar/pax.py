@@ -50,8 +50,8 @@ def parse(body: bytes, records: Records, limits: Limits) -> None:
         if blank < 0 or not digits.isdigit():
             _malformed(body, position)
         stop = position + int(digits)
-        equals = body.find(b"=", blank + 2, stop - 1)
-        if not blank < stop <= end or equals < 0 or body[stop - 1] != 0x0A:
+        equals = body.find(b"=", blank, stop - 1)
+        if not blank < stop <= end or equals <= blank + 1 or body[stop - 1] != 0x0A:
             _malformed(body, position)
         key = fsdecode(body[blank + 1 : equals])
         if "\0" in key:
