@@ -83,6 +83,10 @@ class Copier:
             return False
         return True
 
+    def drop_inherited(self, src_fd: int, src: bytes, dst_fd: int, dst: bytes) -> None:
+        """Remove what a new file got from its directory's default ACL and its source has not."""
+        self._drop_others(fd_path(dst_fd, dst), self.attributes(fd_path(src_fd, src)))
+
     def open_up(self, fd: int) -> None:
         """Let this process fill an open directory, whose mode is set again when that is done."""
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -94,9 +98,7 @@ class Copier:
         """Give an open directory this metadata and no other; ``attributes`` as of attributes()."""
         self._owners.give(fd, (status.st_uid, status.st_gid))
         os.fchmod(fd, stat.S_IMODE(status.st_mode))
-        for name in xattr.list_all(fd):
-            if name not in attributes and not left_out(name):
-                xattr.remove(fd, name)
+        self._drop_others(fd, attributes)
         self._attributes.apply(fd, attributes, b"")
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -115,6 +117,11 @@ class Copier:
             if self._view.private_xattr(name) or is_mirror(name):
                 del found[name]
         return found
+
+    def _drop_others(self, file: int | bytes, attributes: Mapping[str, bytes]) -> None:
+        for name in xattr.list_all(file):
+            if name not in attributes and not left_out(name):
+                xattr.remove(file, name)
 
     def _copy_attributes(self, source: int | bytes, target: int | bytes, name: bytes) -> None:
         found = self.attributes(source)

@@ -1,0 +1,205 @@
+"""Layers put into one: onto a plain tree (:func:`fold`), or into another layer (:func:`squash`)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from lamina.archive import clearing
+from lamina.archive.nodes import Copier
+from lamina.archive.owners import Owners, Warn, for_process
+from lamina.archive.stack import Node, NodeKind, walk
+from lamina.archive.target import Target
+from lamina.archive.whiteout import Format
+from lamina.kernel import xattr
+from lamina.kernel.idmap import IdMap
+from lamina.kernel.path import fd_path
+
+log = logging.getLogger(__name__)
+
+AnyPath = str | bytes | Path
+
+_serial = itertools.count()
+
+
+def fold(
+    uppers: Sequence[AnyPath],
+    fmt: Format,
+    target: AnyPath,
+    *,
+    move: bool = False,
+    owners: Owners | None = None,
+    warn: Warn = log.warning,
+) -> None:
+    """Do to the plain tree ``target`` what the layers ``uppers``, topmost first, say.
+
+    Whiteouts remove, opaque directories are emptied first, directories are merged and get the
+    layer's metadata, everything else is replaced. A file is made under another name and renamed
+    over the old one: at any moment there is the old one or the new one, whole. Nothing is followed
+    and nothing below a mount point in ``target`` is touched.
+
+    With ``move`` files leave the layers by rename where source and target are on one file system;
+    the layers are then good for nothing but removal.
+
+    Raises OSError (EBUSY at a mount point); what was done until then stays done.
+    """
+    copier = Copier(owners or for_process(IdMap()), fmt, warn)
+    root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with Target(root_fd, copier) as tree:
+            folding = _Folding(tree, copier, fmt, move=move)
+            for node in walk(uppers, fmt):
+                try:
+                    folding.apply(node)
+                except OSError as error:
+                    raise _with_path(error, node) from error
+    finally:
+        os.close(root_fd)
+
+
+class _Folding:
+    def __init__(self, target: Target, copier: Copier, fmt: Format, *, move: bool) -> None:
+        self._target = target
+        self._copier = copier
+        self._fmt = fmt
+        self._move = move
+
+    def apply(self, node: Node) -> None:
+        fd = self._target.stand(node)
+        if node.kind is NodeKind.WHITEOUT:
+            clearing.remove(fd, node.name)
+        elif node.fd >= 0:
+            self._directory(node, fd)
+        else:
+            self._file(node, fd)
+
+    def _directory(self, node: Node, fd: int) -> None:
+        if node.depth:
+            try:
+                os.mkdir(node.name, 0o700, dir_fd=fd)
+            except FileExistsError:
+                if not _is_directory(fd, node.name):
+                    clearing.remove(fd, node.name)
+                    os.mkdir(node.name, 0o700, dir_fd=fd)
+        below = self._target.enter(node)
+        if node.opaque:
+            clearing.empty(below)
+
+    def _file(self, node: Node, fd: int) -> None:
+        """Make the file beside the old one, then put it in its place."""
+        if self._move and self._moved(node, fd):
+            return
+        status = node.status
+        assert status is not None
+        temporary = b".lamina-%d-%d" % (os.getpid(), next(_serial))
+        try:
+            if not self._target.link(node, temporary):
+                made = self._copier.node(node.dir_fd, node.name, status, fd, temporary)
+                if made is None:
+                    return
+                if self._target.inherits and not stat.S_ISLNK(status.st_mode):
+                    self._copier.drop_inherited(node.dir_fd, node.name, fd, temporary)
+            self._replace(fd, temporary, fd, node.name)
+        finally:
+            # Renaming one link over another of the same file leaves both (rename(2)).
+            clearing.unlink(fd, temporary)
+
+    def _moved(self, node: Node, fd: int) -> bool:
+        """Rename the file out of the layer; False where that is not possible."""
+        path = fd_path(node.dir_fd, node.name)
+        for name in self._private(path):
+            xattr.remove(path, name)
+        try:
+            self._replace(node.dir_fd, node.name, fd, node.name)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return False
+            raise
+        return True
+
+    def _private(self, path: bytes) -> list[str]:
+        names = os.listxattr(path, follow_symlinks=False)
+        for name in names:
+            self._fmt.check_xattr(name, path)
+        return [name for name in names if self._fmt.private_xattr(name)]
+
+    def _replace(self, src_fd: int, src: bytes, dst_fd: int, dst: bytes) -> None:
+        try:
+            os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+        except IsADirectoryError:
+            clearing.remove(dst_fd, dst)
+            os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+
+
+def squash(
+    uppers: Sequence[AnyPath],
+    fmt: Format,
+    target: AnyPath,
+    *,
+    move: bool = False,
+    owners: Owners | None = None,
+    warn: Warn = log.warning,
+) -> None:
+    """Merge layers, topmost first, into the new layer directory ``target`` of the same format.
+
+    ``target`` is made, or is empty. The result does to the layers below what ``uppers`` do in
+    turn: whiteouts and opaque marks stay. Files are hard links to those of ``uppers``, or with
+    ``move`` renamed out of them; copies where they lie on another file system. Raises OSError.
+    """
+    try:
+        os.mkdir(target, 0o700)
+    except FileExistsError:
+        pass
+    copier = Copier(owners or for_process(IdMap()), fmt, warn)
+    root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with Target(root_fd, copier) as tree:
+            for node in walk(uppers, fmt):
+                fd = tree.stand(node)
+                try:
+                    _add(tree, copier, fmt, node, fd, move=move)
+                except OSError as error:
+                    raise _with_path(error, node) from error
+    finally:
+        os.close(root_fd)
+
+
+def _add(target: Target, copier: Copier, fmt: Format, node: Node, fd: int, *, move: bool) -> None:
+    if node.kind is NodeKind.WHITEOUT:
+        fmt.write_whiteout(fd, node.name)
+    elif node.fd >= 0:
+        if node.depth:
+            os.mkdir(node.name, 0o700, dir_fd=fd)
+        below = target.enter(node)
+        if node.opaque:
+            fmt.set_opaque(below)
+    elif not _taken_over(node, fd, move=move):
+        assert node.status is not None
+        if not target.link(node, node.name):
+            copier.node(node.dir_fd, node.name, node.status, fd, node.name)
+
+
+def _taken_over(node: Node, fd: int, *, move: bool) -> bool:
+    """Rename or link the file itself into ``fd``; False where only a copy can be had."""
+    take = os.rename if move else os.link
+    options = {} if move else {"follow_symlinks": False}
+    try:
+        take(node.name, node.name, src_dir_fd=node.dir_fd, dst_dir_fd=fd, **options)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+def _is_directory(dir_fd: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+
+
+def _with_path(error: OSError, node: Node) -> OSError:
+    return OSError(error.errno, error.strerror, os.fsdecode(b"/" + node.path))
