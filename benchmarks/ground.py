@@ -58,7 +58,7 @@ def ext4() -> Iterator[Ground]:
         tool("mount", "-o", "loop", image, mounted)
         stack.callback(_leave, mounted)
         run = Path(tempfile.mkdtemp(prefix="lamina-bench-", dir="/run"))
-        stack.callback(shutil.rmtree, run)
+        stack.callback(remove_tree, run)
         yield Ground(mounted, run)
 
 

@@ -54,8 +54,8 @@ def _sha256(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def oci_layout(root: Root, target: Path) -> Path:
-    """An OCI image layout of the gzipped root, tagged ``root``, for umoci."""
+def oci_layout(root: Root, target: Path, name: str = "root") -> Path:
+    """An OCI image layout of the gzipped root, for umoci and containerd."""
     blobs = target / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -84,7 +84,10 @@ def oci_layout(root: Root, target: Path) -> Path:
         "layers": [layer],
     }
     described = add(manifest, f"{prefix}.manifest.v1+json")
-    described["annotations"] = {"org.opencontainers.image.ref.name": "root"}
+    described["annotations"] = {
+        "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+        "io.containerd.image.name": name,
+    }
     index = {"schemaVersion": 2, "manifests": [described]}
     (target / "index.json").write_text(json.dumps(index))
     (target / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')

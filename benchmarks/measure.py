@@ -35,7 +35,7 @@ class Line:
     limit: float | None
     """What ``value`` should be at most or at least; None: for information."""
     bound: Literal["at most", "at least"] = "at most"
-    unit: Literal["s", "ms", "us", "MiB"] = "s"
+    unit: Literal["s", "ms", "us", "MiB", ""] = "s"
     """Of ``ours`` and ``peer``."""
     suffix: str = "x"
     """Of ``value`` and ``limit``."""
@@ -53,6 +53,8 @@ class Line:
         """How much of the limit was used up: 1 is just kept, less is better."""
         if self.limit is None:
             return None
+        if not self.limit:
+            return 0 if self.met else 2
         return self.value / self.limit if self.bound == "at most" else self.limit / self.value
 
     def as_json(self) -> dict[str, Any]:
