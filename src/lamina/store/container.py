@@ -227,7 +227,7 @@ class Container:
 
         Environment, directory and user default to what the image says; ``env`` adds to it.
         ``capture`` collects stdout and stderr; other options (``stdin``, ``mounts``,
-        ``timeout``...) are those of :func:`lamina.sandbox.run`.
+        ``timeout``...) are those of :func:`lamina.sandbox.run.run`.
 
         Raises:
             subprocess.CalledProcessError: with ``check``, when the status is not 0.

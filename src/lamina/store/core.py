@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from lamina.store.policy import SyncPolicy
 from lamina.store.roots import prepare
 from lamina.store.running import Runner
 from lamina.store.splits import Splits
+
+log = logging.getLogger(__name__)
 
 
 class Core:
@@ -100,6 +103,13 @@ class Core:
         return self.sync is SyncPolicy.LAYER
 
     def close(self) -> None:
-        """Close the database and end the lease. Mounts stay with those who hold them."""
+        """Unmount what is mounted through this store alone, close the database, end the lease."""
+        with self._mutex:
+            drivers, self._drivers = self._drivers, {}
+        for driver in drivers.values():
+            try:
+                driver.cleanup()
+            except OSError as error:
+                log.warning("a mount stays: %s", error)
         self.leases.close()
         self.db.close()

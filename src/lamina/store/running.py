@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class Runner(Protocol):
-    """Runs a command with ``root`` as its root directory (:func:`lamina.sandbox.run`)."""
+    """Runs a command with ``root`` as its root directory (:func:`lamina.sandbox.run.run`)."""
 
     def __call__(
         self,

@@ -93,7 +93,10 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Close the database. What is mounted stays so until it is unmounted."""
+        """Unmount what is mounted through this object, and close the database.
+
+        Happens by itself when the object is no longer referred to.
+        """
         self._close()
 
     def __enter__(self) -> Self:
