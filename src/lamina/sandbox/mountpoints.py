@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,14 +31,36 @@ def provided(root_fd: int, wanted: Sequence[tuple[bytes, bool]]) -> Iterator[set
     """Have the paths of ``wanted`` (path, whether a directory) in the root during the block.
 
     Yields those that are there: all, but for what a read-only root or an odd image prevents.
-    Runs in one root share a lock on its directory; the last one to let go cleans up.
+    Runs in one root share a lock on its directory; the first makes things with the lock to
+    itself, and the last one to let go cleans up.
     """
-    fcntl.flock(root_fd, fcntl.LOCK_SH)
     made: dict[bytes, int] = {}
     try:
-        yield {path for path, is_dir in wanted if _provide(root_fd, path, is_dir, made, 0)}
+        _lock(root_fd)
+        _provide_all(root_fd, wanted, made)
+        fcntl.flock(root_fd, fcntl.LOCK_SH)
+        # Again: such a change of a lock lets others in between, to clean up perhaps.
+        yield _provide_all(root_fd, wanted, made)
     finally:
         _clean(root_fd, made)
+
+
+def _lock(root_fd: int) -> None:
+    """Have the lock alone, or share it with runs that have what they need."""
+    while True:
+        for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+            try:
+                fcntl.flock(root_fd, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                continue
+        time.sleep(0.001)
+
+
+def _provide_all(
+    root_fd: int, wanted: Sequence[tuple[bytes, bool]], made: dict[bytes, int]
+) -> set[bytes]:
+    return {path for path, is_dir in wanted if _provide(root_fd, path, is_dir, made, 0)}
 
 
 def _provide(root_fd: int, path: bytes, is_dir: bool, made: dict[bytes, int], links: int) -> bool:
@@ -131,7 +154,7 @@ def _clean(root_fd: int, made: dict[bytes, int]) -> None:
         fcntl.flock(root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # another run is on; it noted the marks
         return
-    for path, mtime_ns in sorted(made.items(), reverse=True):
+    for path, mtime_ns in reversed(made.items()):  # what is in a directory before it
         head, name = os.path.split(path)
         try:
             parent = open_in_root(root_fd, head or b".", _DIRECTORY)
