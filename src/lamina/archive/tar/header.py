@@ -39,7 +39,6 @@ class Format(Enum):
 _TYPES = {b"\0": Type.FILE, **{kind.value: kind for kind in Type}}
 _TYPES[b"D"] = Type.DIRECTORY  # GNU dumpdir: its payload is a list of names
 _FILE = Type.FILE  # looking up an Enum's member costs more than a global
-_DEVICES = (Type.CHARACTER, Type.BLOCK)
 
 
 def decode(block: bytearray) -> tuple[bytes, Format, Entry] | None:
@@ -64,7 +63,7 @@ def decode(block: bytearray) -> tuple[bytes, Format, Entry] | None:
         mode, uid, gid = _ids(ids)
         kind = _TYPES.get(flag, _FILE)
         major = minor = 0
-        if kind in _DEVICES:
+        if flag == b"3" or flag == b"4":
             major, minor = device(number(owner[72:80])), device(number(owner[80:88]))
     except InvalidArchive as error:
         raise InvalidArchive(error.why, name) from None

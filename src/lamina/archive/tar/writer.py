@@ -19,11 +19,10 @@ from lamina.archive.tar.source import BUFFER
 END = bytes(2 * BLOCK)
 """What ends an archive."""
 
-# name, mode, uid, gid, size, mtime, checksum, type flag, link name, magic and version,
-# user, group, device's major and minor number, prefix
-_HEADER = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+# name; numbers, checksum and type flag; link name, magic and version, user, group; device's
+# numbers; prefix
+_HEADER = Struct("100s57s100s8s32s32s16s155s12x")
 _MAGIC = b"ustar\x0000"
-_BLANKS = b" " * 8
 _SMALL = 0o7777777  # what seven octal digits hold
 _LARGE = 0o77777777777  # eleven
 _PAX_DIRECTORY = b"PaxHeaders.0/"
@@ -46,14 +45,15 @@ def encode(entry: Entry) -> bytes:
     written as they are, in ustar and pax headers alike. Raises ValueError for an entry that
     can't be in a tar archive.
     """
-    name, linkname, mtime_ns = entry.name, entry.linkname, entry.mtime_ns
+    name, linkname, uname, gname = entry.name, entry.linkname, entry.uname, entry.gname
     size = entry.size if entry.type is Type.FILE else 0
-    if not name or b"\0" in name or b"\0" in linkname:
-        raise ValueError(f"not a name for an archive: {name!r} {linkname!r}")
+    uid, gid = entry.uid, entry.gid
+    if not name or b"\0" in name or b"\0" in linkname or b"\0" in uname or b"\0" in gname:
+        raise ValueError(f"not a name for an archive in {entry!r:.1000}")
+    if not (0 <= size <= MAX_SIZE and 0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID):
+        raise ValueError(f"size or id out of range: {name!r}")
     if not (0 <= entry.devmajor <= _SMALL and 0 <= entry.devminor <= _SMALL):
         raise ValueError(f"device number out of range: {entry.devmajor}, {entry.devminor}")
-    if not (0 <= size <= MAX_SIZE and 0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
-        raise ValueError(f"size or id out of range: {name!r}")
     if entry.type is Type.DIRECTORY and not name.endswith(b"/"):
         name += b"/"
 
@@ -73,19 +73,23 @@ def encode(entry: Entry) -> bytes:
     if len(linkname) > 100:
         records["linkpath"] = linkname
         linkname = linkname[:100]
-    uname = _short(records, "uname", entry.uname)
-    gname = _short(records, "gname", entry.gname)
-    size = _number(records, "size", size, _LARGE)
-    uid = _number(records, "uid", entry.uid, _SMALL)
-    gid = _number(records, "gid", entry.gid, _SMALL)
-    seconds, fraction = divmod(mtime_ns, 1_000_000_000)
+    if len(uname) > 31:  # a NUL comes behind it
+        records["uname"], uname = uname, uname[:31]
+    if len(gname) > 31:
+        records["gname"], gname = gname, gname[:31]
+    if size > _LARGE:
+        records["size"], size = b"%d" % size, 0
+    if uid > _SMALL:
+        records["uid"], uid = b"%d" % uid, 0
+    if gid > _SMALL:
+        records["gid"], gid = b"%d" % gid, 0
+    seconds, fraction = divmod(entry.mtime_ns, 1_000_000_000)
     if fraction or not 0 <= seconds <= _LARGE:
-        records["mtime"] = _time(mtime_ns)
+        records["mtime"] = _time(entry.mtime_ns)
         seconds = seconds if 0 <= seconds <= _LARGE else 0
-    header = _block(
-        name, entry.mode, uid, gid, size, seconds, entry.type.value, linkname, uname, gname,
-        entry.devmajor, entry.devminor, prefix,
-    )  # fmt: skip
+    numbers = (entry.mode & 0o7777, uid, gid, size, seconds)
+    device = entry.devmajor, entry.devminor
+    header = _block(name, numbers, entry.type.value, linkname, uname, gname, device, prefix)
     if records:
         if any(key in records and not _is_utf8(records[key]) for key in _NAMES):
             records["hdrcharset"] = b"BINARY"
@@ -128,23 +132,6 @@ def _split(name: bytes, records: dict[str, bytes]) -> tuple[bytes, bytes]:
     return b"", name[:100]
 
 
-def _short(records: dict[str, bytes], key: str, value: bytes) -> bytes:
-    """A user's or group's name, which needs a NUL behind it."""
-    if b"\0" in value:
-        raise ValueError(f"NUL in {key}: {value!r}")
-    if len(value) > 31:
-        records[key] = value
-        return value[:31]
-    return value
-
-
-def _number(records: dict[str, bytes], key: str, value: int, largest: int) -> int:
-    if value > largest:
-        records[key] = b"%d" % value
-        return 0
-    return value
-
-
 def _time(mtime_ns: int) -> bytes:
     sign = b"-" if mtime_ns < 0 else b""
     seconds, fraction = divmod(abs(mtime_ns), 1_000_000_000)
@@ -160,14 +147,26 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _block(
-    name: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, flag: bytes,
-    linkname: bytes, uname: bytes, gname: bytes, major: int, minor: int, prefix: bytes,
-) -> bytes:  # fmt: skip
+    name: bytes,
+    numbers: tuple[int, int, int, int, int],
+    flag: bytes,
+    linkname: bytes = b"",
+    uname: bytes = b"",
+    gname: bytes = b"",
+    device: tuple[int, int] = (0, 0),
+    prefix: bytes = b"",
+) -> bytes:
+    """A ustar header of fields that fit; ``numbers`` are mode, user, group, size and time."""
     block = _HEADER.pack(
-        name, b"%07o" % (mode & 0o7777), b"%07o" % uid, b"%07o" % gid, b"%011o" % size,
-        b"%011o" % mtime, _BLANKS, flag, linkname, _MAGIC, uname, gname, b"%07o" % major,
-        b"%07o" % minor, prefix,
-    )  # fmt: skip
+        name,
+        b"%07o\0%07o\0%07o\0%011o\0%011o\0        %b" % (*numbers, flag),
+        linkname,
+        _MAGIC,
+        uname,
+        gname,
+        b"%07o\0%07o\0" % device,
+        prefix,
+    )
     # As in reading: Adler-32's lower half is one more than the sum, if that is below 65521.
     total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
     return b"%b%06o\0 %b" % (block[:148], total, block[156:])
@@ -175,9 +174,7 @@ def _block(
 
 def _extended_header(name: bytes, records: dict[str, bytes]) -> bytes:
     body = pax.encode(records)
-    header = _block(
-        _below(_PAX_DIRECTORY, name), 0o644, 0, 0, len(body), 0, b"x", b"", b"", b"", 0, 0, b""
-    )
+    header = _block(_below(_PAX_DIRECTORY, name), (0o644, 0, 0, len(body), 0), b"x")
     return b"".join((header, body, padding(len(body))))
 
 
