@@ -37,7 +37,7 @@ class Ground:
     def clear(self) -> None:
         """Remove everything."""
         for entry in (*self.path.iterdir(), *self.run.iterdir()):
-            if entry.name != "lost+found":
+            if entry.name not in ("lost+found", "bytecode"):
                 remove_tree(entry)
         os.sync()
 

@@ -17,9 +17,8 @@ REPEATS = 10
 
 # Costly packages that a verb may need; none may be imported by a verb that has no use for it.
 COSTLY = (
-    "asyncio", "backports", "bz2", "click", "email", "fastcrc", "grpc", "http", "isal", "lzma",
-    "msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "textual", "unittest",
-    "urllib", "xml",
+    "asyncio", "backports", "click", "email", "fastcrc", "grpc", "http", "isal", "msgspec",
+    "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "textual", "unittest", "xml",
 )  # fmt: skip
 STORE = {"click", "msgspec", "sqlite3"}
 NEEDED: dict[tuple[str, ...], set[str]] = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -79,6 +78,7 @@ def _gzip(chunks: Iterable[Chunk], level: int, threads: int) -> Iterator[bytes]:
     Each block is a raw deflate stream that begins with the window of the block before and ends
     on a byte boundary (sync flush); the last piece is an empty final block.
     """
+    import zlib
     from concurrent.futures import ThreadPoolExecutor
 
     from isal import isal_zlib

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from typing import TYPE_CHECKING
 
 from lamina.archive.compression.channel import Channel
@@ -29,6 +27,9 @@ class Pipeline:
     def __init__(
         self, source: Source, compression: Compression, digest: str | None, diff_id: str | None
     ) -> None:
+        import hashlib
+        import threading
+
         self.bytes_read = 0
         self._source = source
         self._compression = compression

@@ -6,12 +6,13 @@ import io
 from typing import TYPE_CHECKING, BinaryIO
 
 from lamina.archive.compression.formats import BLOCK_SIZE, HEAD_SIZE, detect
-from lamina.archive.compression.pipeline import Pipeline
 from lamina.archive.compression.source import Source, SourceLike
 from lamina.types import DiffId, Digest
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from lamina.archive.compression.pipeline import Pipeline
 
     class _Raw(io.RawIOBase, BinaryIO):
         """What io's own files are to a type checker."""
@@ -37,6 +38,8 @@ class Decompressed(_Raw):
         try:
             self.compression = detect(self._source.peek(HEAD_SIZE))
             if self.compression != "none" or digest or diff_id:
+                from lamina.archive.compression.pipeline import Pipeline
+
                 self._pipeline = Pipeline(
                     self._source, self.compression, digest, "sha256" if diff_id else None
                 )

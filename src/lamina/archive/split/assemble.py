@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from fastcrc.crc64 import go_iso
-
 from lamina.archive.split.records import SEGMENT
 from lamina.errors import InvalidArchive, LayerBroken, printable
 
@@ -58,6 +56,8 @@ def _contents(
 
 
 def _file(record: Record, open_file: Callable[[bytes], BinaryIO], layer: str) -> Iterator[bytes]:
+    from fastcrc.crc64 import go_iso
+
     name = record.path()
     try:
         file = open_file(name)

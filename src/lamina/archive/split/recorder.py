@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
-
-from fastcrc.crc64 import go_iso
 
 from lamina.archive.split.records import FILE, PIECE_SIZE, RecordWriter
 from lamina.archive.tar import Entry, Type
@@ -33,6 +30,9 @@ class SplitRecorder:
     """
 
     def __init__(self, sink: BinaryIO, *, scratch: Path | None = None) -> None:
+        from fastcrc.crc64 import go_iso
+
+        self._checksum: Callable[[bytes | memoryview, int], int] = go_iso
         self._sink = sink
         self._scratch_dir = scratch
         self._writer = RecordWriter(sink)
@@ -69,7 +69,7 @@ class SplitRecorder:
         if self._inline:
             self.raw(data)
         else:
-            self._crc = go_iso(data, self._crc)
+            self._crc = self._checksum(data, self._crc)
 
     def end(self) -> None:
         """The content of the entry is complete."""
@@ -143,14 +143,14 @@ class SplitRecorder:
     ) -> None:
         """Keep what ``segments`` of the file have, if its CRC is ``crc`` (None: whatever it is)."""
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryFile(dir=self._scratch_dir)  # noqa: SIM115
+            self._scratch = self._temporary()
         start = self._scratch.seek(0, os.SEEK_END)
         value = 0
         for offset, length in segments:
             end = offset + length
             while offset < end and (data := os.pread(fd, min(end - offset, _COPY_SIZE), offset)):
                 self._scratch.write(data)
-                value = go_iso(data, value)
+                value = self._checksum(data, value)
                 offset += len(data)
         size = self._scratch.tell() - start
         content = size, value.to_bytes(8, "big")
@@ -163,7 +163,7 @@ class SplitRecorder:
         """Write the records anew: lost content as raw bytes, and one file record a name."""
         from lamina.archive.split.reading import read_records
 
-        with tempfile.TemporaryFile(dir=self._scratch_dir) as copy:
+        with self._temporary() as copy:
             writer = RecordWriter(copy)
             self._sink.seek(0)
             for record in read_records(self._sink):
@@ -178,7 +178,8 @@ class SplitRecorder:
             copy.seek(0)
             self._sink.seek(0)
             self._sink.truncate()
-            shutil.copyfileobj(copy, self._sink, _COPY_SIZE)
+            while data := copy.read(_COPY_SIZE):
+                self._sink.write(data)
             self._sink.flush()
 
     def _write_lost(self, writer: RecordWriter, start: int, size: int) -> None:
@@ -188,6 +189,11 @@ class SplitRecorder:
             data = self._scratch.read(min(size, PIECE_SIZE))
             writer.segment(data)
             size -= len(data)
+
+    def _temporary(self) -> BinaryIO:
+        import tempfile
+
+        return tempfile.TemporaryFile(dir=self._scratch_dir)
 
     # -- life
 
