@@ -1,6 +1,7 @@
 """Tar archives: a streaming reader and writer of ustar, GNU and pax.
 
-    for entry in TarReader(stream):
+    reader = TarReader(stream)
+    for entry in reader:
         if entry.type is Type.FILE:
             reader.copy_to(fd)
 
@@ -9,16 +10,19 @@ Nothing here touches a file by its name: an entry is what the archive says, safe
 
 from lamina.archive.tar.entry import Entry, Limits, Type
 from lamina.archive.tar.reader import Observer, TarReader
-from lamina.archive.tar.writer import END, TarWriter, encode, padding
+from lamina.archive.tar.source import Readable
+from lamina.archive.tar.writer import END, TarWriter, Writable, encode, padding
 
 __all__ = [
     "END",
     "Entry",
     "Limits",
     "Observer",
+    "Readable",
     "TarReader",
     "TarWriter",
     "Type",
+    "Writable",
     "encode",
     "padding",
 ]

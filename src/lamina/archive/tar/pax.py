@@ -6,7 +6,6 @@ Which records mean what: POSIX, star's and GNU tar's manual, libarchive's tar(5)
 from __future__ import annotations
 
 import binascii
-import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,23 +25,26 @@ _DIGITS = 19  # of 2**63
 
 
 @dataclass(slots=True)
-class Records:
-    """What one or more extended headers say.
+class Extension:
+    """What the headers in front of an entry say about it.
 
-    ``values`` is by keyword, the last one counting; a keyword that may be repeated, as in
-    GNU's sparse format 0.0, is in ``map_0_0`` as offsets and lengths by turns.
+    ``values`` are pax records by keyword, the last one counting; a keyword that may be
+    repeated, as in GNU's sparse format 0.0, is in ``map_0_0`` as offsets and lengths by turns.
+    ``name`` and ``linkname`` are GNU's long ones.
     """
 
     values: dict[str, bytes] = field(default_factory=dict)
     map_0_0: list[int] = field(default_factory=list)
+    name: bytes = b""
+    linkname: bytes = b""
 
 
-def parse(body: bytes, records: Records, limits: Limits) -> None:
-    """Add the records in ``body``, an extended header's payload, to ``records``.
+def parse(body: bytes, extension: Extension, limits: Limits) -> None:
+    """Add the records in ``body``, an extended header's payload, to ``extension``.
 
     Raises InvalidArchive for a record that is none, and for too many.
     """
-    values = records.values
+    values = extension.values
     position, end = 0, len(body)
     while position < end:
         blank = body.find(b" ", position, position + _DIGITS + 1)
@@ -53,12 +55,12 @@ def parse(body: bytes, records: Records, limits: Limits) -> None:
         equals = body.find(b"=", blank, stop - 1)
         if not blank < stop <= end or equals <= blank + 1 or body[stop - 1] != 0x0A:
             _malformed(body, position)
-        key = fsdecode(body[blank + 1 : equals])
+        key = body[blank + 1 : equals].decode("utf-8", "surrogateescape")
         if "\0" in key:
             _malformed(body, position)
         value = body[equals + 1 : stop - 1]
         if key in _MAP_0_0:
-            _add_to_map(records.map_0_0, key, value, limits)
+            _add_to_map(extension.map_0_0, key, value, limits)
         else:
             values[key] = value
             if len(values) > limits.records:
@@ -88,17 +90,16 @@ def decimal(value: bytes) -> int:
     raise InvalidArchive(f"not a size: {ascii(value[:40])[1:]}")
 
 
-_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
-
-
 def nanoseconds(value: bytes) -> int:
     """A time: seconds, perhaps with a fraction, perhaps negative; rounded down, as GNU tar does."""
-    match = _TIME.fullmatch(value)
-    if match is None or (seconds := int(match[2])) > MAX_SECONDS:
+    digits = value.removeprefix(b"-")
+    seconds, _, fraction = digits.partition(b".")
+    if not seconds.isdigit() or len(seconds) > _DIGITS or not (fraction + b"0").isdigit():
         raise InvalidArchive(f"not a time: {ascii(value[:40])[1:]}")
-    fraction = match[3] or b""
-    time = seconds * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
-    if not match[1]:
+    if int(seconds) > MAX_SECONDS:
+        raise InvalidArchive(f"time out of range: {seconds.decode()}")
+    time = int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
+    if digits is value:
         return time
     return -time - bool(fraction[9:].strip(b"0"))
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from lamina.archive.tar import header, pax, sparse
 from lamina.archive.tar.entry import Entry, Limits, Type
 from lamina.archive.tar.header import BLOCK, ZERO_BLOCK, Format
-from lamina.archive.tar.pax import Records
+from lamina.archive.tar.pax import Extension
 from lamina.archive.tar.source import Readable, Source, truncated
 from lamina.errors import InvalidArchive
 
@@ -52,15 +51,6 @@ _SPARSE = b"S"
 _DUMPDIR = b"D"
 
 
-@dataclass(slots=True)
-class _Extension:
-    """What the headers in front of an entry say about it."""
-
-    records: Records = field(default_factory=Records)
-    name: bytes = b""
-    linkname: bytes = b""
-
-
 class TarReader:
     """The entries of a tar stream, by iteration.
 
@@ -86,7 +76,7 @@ class TarReader:
         self._entry: Entry | None = None
         self._remaining = 0  # bytes of the entry's payload
         self._globals: dict[str, bytes] = {}
-        self._extension: _Extension | None = None
+        self._extension: Extension | None = None
         self._is_pax = False
         self._begun = False
         self._done = False
@@ -190,11 +180,11 @@ class TarReader:
                 break
             self._read_extension(flag, entry)
         self._name = entry.name
-        records = None
+        extension = None
         if self._extension is not None or self._globals:
-            records = self._apply_extension(entry)
-        if flag != _PLAIN_FILE or records is not None or entry.name.endswith(b"/"):
-            self._settle_payload(entry, flag, form, block, records)
+            extension = self._apply_extension(entry)
+        if flag != _PLAIN_FILE or extension is not None or entry.name.endswith(b"/"):
+            self._settle_payload(entry, flag, form, block, extension)
         if not entry.name:
             raise InvalidArchive(f"an entry without a name before offset {source.offset}")
         entry.offset = source.offset
@@ -246,48 +236,47 @@ class TarReader:
             self._read_globals(body)
             return
         if self._extension is None:
-            self._extension = _Extension()
+            self._extension = Extension()
         if flag == _LONG_NAME:
             self._extension.name = body.split(b"\0", 1)[0]
         elif flag == _LONG_LINK:
             self._extension.linkname = body.split(b"\0", 1)[0]
         else:
             self._is_pax = True
-            pax.parse(body, self._extension.records, limits)
+            pax.parse(body, self._extension, limits)
 
     def _read_globals(self, body: bytes) -> None:
-        records = Records(self._globals)
-        pax.parse(body, records, self._limits)
-        if records.map_0_0:
+        extension = Extension(self._globals)
+        pax.parse(body, extension, self._limits)
+        if extension.map_0_0:
             raise InvalidArchive("a sparse map in a global header")
         # An empty value takes a record back.
-        self._globals = {key: value for key, value in records.values.items() if value}
+        self._globals = {key: value for key, value in extension.values.items() if value}
 
-    def _apply_extension(self, entry: Entry) -> Records:
-        """Let what came before override the entry's own header; the records in force."""
-        extension = self._extension or _Extension()
+    def _apply_extension(self, entry: Entry) -> Extension:
+        """Let what came before override the entry's own header; all that is in force."""
+        extension = self._extension or Extension()
         self._extension = None
         if extension.name:
             entry.name = self._name = extension.name
         if extension.linkname:
             entry.linkname = extension.linkname
-        records = extension.records
         if self._globals:
-            records.values = {**self._globals, **records.values}
-        self._name = records.values.get("path") or self._name
-        pax.apply(records.values, entry, self._limits)
-        return records
+            extension.values = {**self._globals, **extension.values}
+        self._name = extension.values.get("path") or self._name
+        pax.apply(extension.values, entry, self._limits)
+        return extension
 
     def _settle_payload(
-        self, entry: Entry, flag: bytes, form: Format, block: bytearray, records: Records | None
+        self, entry: Entry, flag: bytes, form: Format, block: bytearray, extension: Extension | None
     ) -> None:
         """Find out how much payload follows, what it stands for, and what is a directory."""
         kind = entry.type
         if kind is Type.FILE:
             if flag == _SPARSE:
-                self._read_sparse_header(entry, block, records)
-            elif records is not None:
-                self._read_sparse_records(entry, records)
+                self._read_sparse_header(entry, block, extension)
+            elif extension is not None:
+                self._read_sparse_records(entry, extension)
             if entry.name.endswith(b"/"):
                 # Before POSIX, and with some writers still, that is how directories look.
                 entry.type = Type.DIRECTORY
@@ -317,18 +306,20 @@ class TarReader:
         block = source.buffer[source.start : source.start + BLOCK]
         return block != ZERO_BLOCK and not header.is_header(block)
 
-    def _read_sparse_header(self, entry: Entry, block: bytearray, records: Records | None) -> None:
+    def _read_sparse_header(
+        self, entry: Entry, block: bytearray, extension: Extension | None
+    ) -> None:
         size, pairs = sparse.read_old_gnu(block, self._source, self._limits)
-        if records is not None and "SCHILY.realsize" in records.values:
-            size = pax.decimal(records.values["SCHILY.realsize"])
+        if extension is not None and "SCHILY.realsize" in extension.values:
+            size = pax.decimal(extension.values["SCHILY.realsize"])
             entry.pax.pop("SCHILY.realsize", None)
         entry.size = size
         entry.sparse = sparse.check(pairs, size, entry.stored_size)
 
-    def _read_sparse_records(self, entry: Entry, records: Records) -> None:
-        if "SUN.holesdata" in records.values:
+    def _read_sparse_records(self, entry: Entry, extension: Extension) -> None:
+        if "SUN.holesdata" in extension.values:
             raise InvalidArchive("a sparse format unknown here")
-        found = sparse.read_pax(records, entry, self._source, self._limits)
+        found = sparse.read_pax(extension, entry, self._source, self._limits)
         if found is not None:
             entry.size, pairs = found
             entry.sparse = sparse.check(pairs, entry.size, entry.stored_size)

@@ -92,6 +92,10 @@ class Source:
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes, copied; InvalidArchive when the stream ends before."""
+        start = self.start
+        if count <= self.end - start:
+            self.start = start + count
+            return bytes(self.view[start : start + count])
         parts = []
         while count:
             part = self.piece(count)

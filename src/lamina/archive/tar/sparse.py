@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from lamina.archive.tar.entry import Entry, Limits
 from lamina.archive.tar.header import BLOCK, MAX_SIZE, number
-from lamina.archive.tar.pax import SPARSE, Records, decimal, text
+from lamina.archive.tar.pax import SPARSE, Extension, decimal, text
 from lamina.archive.tar.source import Source
 from lamina.errors import InvalidArchive
 
@@ -46,14 +46,14 @@ def _table(block: bytes | bytearray, start: int, count: int) -> Iterator[int]:
 
 
 def read_pax(
-    records: Records, entry: Entry, source: Source, limits: Limits
+    extension: Extension, entry: Entry, source: Source, limits: Limits
 ) -> tuple[int, list[int]] | None:
     """Real size, and offsets and lengths by turns, as pax records have it; None for a plain file.
 
-    ``records`` are those in force. Format 1.0 has the map in front of the data: it is
+    ``extension`` has the records in force. Format 1.0 has the map in front of the data: it is
     taken from ``source`` and from the entry's ``stored_size``. Sets the entry's real name.
     """
-    values = records.values
+    values = extension.values
     if name := values.get(SPARSE + "name"):
         entry.name = text(name)
     if SPARSE + "major" in values or SPARSE + "minor" in values:
@@ -68,8 +68,8 @@ def read_pax(
         if len(numbers) > 2 * limits.sparse_segments:
             _too_many()
         pairs = [decimal(value) for value in numbers] if numbers != [b""] else []
-    elif records.map_0_0 or SPARSE + "size" in values:
-        pairs = records.map_0_0
+    elif extension.map_0_0 or SPARSE + "size" in values:
+        pairs = extension.map_0_0
     else:
         return None
     if SPARSE + "numblocks" in values and 2 * _required(values, "numblocks") != len(pairs):
