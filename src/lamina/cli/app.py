@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import click
 
+from lamina import __version__
 from lamina.cli.session import Session
 from lamina.cli.settings import Settings, load
 
@@ -51,6 +52,8 @@ VERBS = {
 }
 """In the order of the overview."""
 
+_WIDTH = max(map(len, VERBS))
+
 _EXAMPLES = """\
 lamina try -- make install          what would that change? then keep or undo
 lamina import debian.tar debian:12
@@ -90,9 +93,13 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs by topic."""
         for topic in dict.fromkeys(verb.topic for verb in VERBS.values()):
-            rows = [(name, verb.summary) for name, verb in VERBS.items() if verb.topic == topic]
+            rows = [
+                (name.ljust(_WIDTH), verb.summary)
+                for name, verb in VERBS.items()
+                if verb.topic == topic
+            ]
             with formatter.section(topic):
-                formatter.write_dl(rows, col_max=12)
+                formatter.write_dl(rows)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Verbs first, then the options: what a newcomer looks for comes first."""
@@ -127,7 +134,7 @@ class Verbs(click.Group):
 @click.option("--debug", is_flag=True, envvar="LAMINA_DEBUG", help="Show tracebacks of errors.")
 @click.option("--quiet", "-q", is_flag=True, envvar="LAMINA_QUIET",
               help="No progress bars and no remarks.")  # fmt: skip
-@click.version_option(package_name=None, version="", message="")
+@click.version_option(__version__, message="lamina %(version)s")
 @click.pass_context
 def lamina(ctx: click.Context, /, **given: object) -> None:
     """Container file systems as stacks of layers: run, compare, keep, undo.

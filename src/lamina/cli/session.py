@@ -72,5 +72,4 @@ class Session:
         logging.basicConfig(
             format="lamina: %(message)s",
             level=logging.ERROR if self.quiet else logging.WARNING,
-            force=True,
         )
