@@ -32,7 +32,7 @@ _TAGS = {  # (name, has a qualifier): tag
 _SHORT = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 _BITS = {"r": 4, "w": 2, "x": 1, "-": 0}
 
-ToHost = Callable[[int, int], tuple[int, int]]
+MapId = Callable[[int], int]
 
 
 def parse(text: str) -> bytes:
@@ -52,16 +52,16 @@ def parse(text: str) -> bytes:
     return _HEADER + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=_order))
 
 
-def mapped(value: bytes, to_host: ToHost) -> bytes:
+def mapped(value: bytes, user: MapId, group: MapId) -> bytes:
     """An attribute with its user and group ids mapped; ValueError when it is malformed."""
     if not value.startswith(_HEADER) or len(value) % _ENTRY.size != len(_HEADER):
         raise ValueError("not a POSIX ACL")
     result = bytearray(_HEADER)
     for tag, bits, number in _ENTRY.iter_unpack(value[len(_HEADER) :]):
         if tag == _USER:
-            number = to_host(number, 0)[0]
+            number = user(number)
         elif tag == _GROUP:
-            number = to_host(0, number)[1]
+            number = group(number)
         result += _ENTRY.pack(tag, bits, number)
     return bytes(result)
 

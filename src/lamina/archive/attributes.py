@@ -115,7 +115,9 @@ def _mapped(name: str, value: bytes, idmap: IdMap, entry: bytes) -> bytes:
         return rooted_capability(value, idmap)
     if name in (ACL_ACCESS, ACL_DEFAULT):
         try:
-            return acl.mapped(value, idmap.to_host)
+            return acl.mapped(
+                value, lambda uid: idmap.to_host(uid, 0)[0], lambda gid: idmap.to_host(0, gid)[1]
+            )
         except ValueError as error:
             raise InvalidArchive(f"attribute {name}: {error}", entry) from error
     return value

@@ -35,6 +35,8 @@ class XattrPolicy:
         another layer.
         """
         found = xattr.list_all(file)
+        if not found:
+            return found
         kept = {}
         for name in sorted(found):
             if view.private_xattr(name):
@@ -72,14 +74,17 @@ def to_container(attributes: dict[str, bytes], idmap: IdMap) -> dict[str, bytes]
 
     Raises UnmappedId, and ValueError for an ACL that can't be read.
     """
-    if not idmap:
-        return attributes
     return {name: _to_container(name, value, idmap) for name, value in attributes.items()}
 
 
 def _to_container(name: str, value: bytes, idmap: IdMap) -> bytes:
     if name in (ACL_ACCESS, ACL_DEFAULT):
-        return acl.mapped(value, idmap.to_container)
+        root_uid, root_gid = idmap.root
+        return acl.mapped(
+            value,
+            lambda uid: idmap.to_container(uid, root_gid)[0],
+            lambda gid: idmap.to_container(root_uid, gid)[1],
+        )
     if name == CAPABILITY:
         return _inner_capability(value, idmap)
     return value
@@ -96,7 +101,7 @@ def _inner_capability(value: bytes, idmap: IdMap) -> bytes:
     magic, sets, root = _CAP_V3.unpack(value)
     if magic & _CAP_VERSION != _CAP_V3_MAGIC:
         return value
-    inner, _ = idmap.to_container(root, 0)
+    inner, _ = idmap.to_container(root, idmap.root[1])
     if inner:
         return _CAP_V3.pack(magic, sets, inner)
     return _CAP_V3.pack(magic & ~_CAP_VERSION | _CAP_V2_MAGIC, sets, 0)[:_CAP_V2_SIZE]
