@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -78,9 +79,9 @@ def changes_between(
 def _compare(
     new: Sequence[Tree], old: Sequence[Tree], fmt: View, policy: XattrPolicy, *, cut: bool
 ) -> list[Change]:
-    with Lookup(old, fmt) as lowers:
+    with Lookup(old, fmt) as lowers, closing(walk(new, fmt)) as nodes:
         comparison = _Comparison(lowers, fmt, policy)
-        for node in walk(new, fmt):
+        for node in nodes:
             comparison.close_to(node.depth)
             if node.depth == 0:
                 comparison.open(node, Kind.MODIFIED, cut=cut)

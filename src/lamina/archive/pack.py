@@ -16,15 +16,18 @@ Sockets are left out with a warning: tar has none.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from lamina.archive.changes import same_status
 from lamina.archive.descent import Tree
 from lamina.archive.lookup import Lookup
+from lamina.archive.owners import Warn
 from lamina.archive.pieces import Pieces
 from lamina.archive.stack import Node, Vanished, walk
 from lamina.archive.tar import END, Entry, Type, encode, padding
@@ -35,7 +38,10 @@ from lamina.kernel.copy import data_ranges
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
 
-Warn = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+_Content: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
+"""An open file, and the offset and length of each piece of it that is stored."""
 
 _BLOCK = 512
 _MARKER_MODE = 0o600
@@ -50,10 +56,6 @@ _TYPES = {
 }
 
 
-def _silent(message: str) -> None:
-    return
-
-
 @dataclass(frozen=True, slots=True)
 class PackOptions:
     """How a tree is packed."""
@@ -64,7 +66,7 @@ class PackOptions:
     xattrs: XattrPolicy = DEFAULT_POLICY
     clamp_mtime_ns: int | None = None
     """The latest time that any entry gets (https://reproducible-builds.org/specs/source-date-epoch)."""
-    warn: Warn = _silent
+    warn: Warn = log.warning
     """Told, in one line, what is left out or was changed by others meanwhile."""
 
 
@@ -131,41 +133,51 @@ class _Packer:
         """Depth of the directory that is left out with all that is in it, if not 0."""
 
     def stream(self, nodes: Iterable[Node]) -> Iterator[bytes | memoryview]:
-        for node in nodes:
-            if self.left_out:
-                if node.depth > self.left_out:
-                    continue
-                self.left_out = 0
-            if self.below is not None:
-                while self.below.depth >= max(node.depth, 1):
-                    self.below.leave()
-            yield from self.node(node)
-        yield from self.pieces.add(END)
+        try:
+            for node in nodes:
+                if self.left_out:
+                    if node.depth > self.left_out:
+                        continue
+                    self.left_out = 0
+                if self.below is not None:
+                    while self.below.depth >= max(node.depth, 1):
+                        self.below.leave()
+                content = self.node(node)
+                if content is None:
+                    yield from self.pieces.full()
+                else:
+                    yield from self.content(node, *content)
+        finally:
+            if isinstance(nodes, Generator):
+                nodes.close()
+        self.pieces.put(END)
         yield from self.pieces.flush()
 
-    def node(self, node: Node) -> Iterator[bytes | memoryview]:
+    def node(self, node: Node) -> _Content | None:
+        """Put an entry's headers, and its content if that is small; else say what to read."""
         if node.name.startswith(WHITEOUT_PREFIX):
             self.leave_out(node, "a layer tar has no way to say a name that begins with '.wh.'")
         elif node.status is None:
             if self.below is None or self.below.find(node.name):
-                yield from self.marker(node.path, WHITEOUT_PREFIX + node.name)
+                self.marker(node.path, WHITEOUT_PREFIX + node.name)
         elif node.fd >= 0:
-            yield from self.directory(node, node.status)
+            self.directory(node, node.status)
         elif stat.S_ISSOCK(node.status.st_mode):
             self.leave_out(node, "a socket")
         else:
             try:
-                yield from self.file(node, node.status)
+                return self.file(node, node.status)
             except FileNotFoundError:
                 self.links = {i: path for i, path in self.links.items() if path != node.path}
                 self.vanished(node.path)
+        return None
 
-    def marker(self, path: bytes, marker: bytes) -> Iterator[bytes | memoryview]:
+    def marker(self, path: bytes, marker: bytes) -> None:
         """The empty file that says something is hidden, in place of the last component."""
         name = path[: path.rfind(b"/") + 1] + marker
-        return self.pieces.add(encode(Entry(name, mode=_MARKER_MODE)))
+        self.pieces.put(encode(Entry(name, mode=_MARKER_MODE)))
 
-    def directory(self, node: Node, status: os.stat_result) -> Iterator[bytes | memoryview]:
+    def directory(self, node: Node, status: os.stat_result) -> None:
         opaque = node.opaque
         if self.below is not None:
             if node.depth == 0 and self.below.fd >= 0 and self.as_below(node.fd, status):
@@ -174,9 +186,9 @@ class _Packer:
                 self.below.enter(node.name)
                 opaque = opaque and self.below.fd >= 0
         entry = self.entry(node.path or b".", status, Type.DIRECTORY, node.fd)
-        yield from self.pieces.add(encode(entry))
+        self.pieces.put(encode(entry))
         if opaque:
-            yield from self.marker(node.path + b"/", OPAQUE)
+            self.marker(node.path + b"/", OPAQUE)
 
     def as_below(self, fd: int, status: os.stat_result) -> bool:
         """Whether the top directory is as that of the lower layers, times apart."""
@@ -186,46 +198,64 @@ class _Packer:
             == self.options.xattrs.read(self.below.fd, self.fmt, b"")
         )
 
-    def file(self, node: Node, status: os.stat_result) -> Iterator[bytes | memoryview]:
+    def file(self, node: Node, status: os.stat_result) -> _Content | None:
         """Anything but a directory."""
         if status.st_nlink > 1:
             first = self.links.setdefault((status.st_dev, status.st_ino), node.path)
             if first != node.path:
                 entry = self.entry(node.path, status, Type.HARDLINK, None)
                 entry.linkname = first
-                yield from self.pieces.add(encode(entry))
-                return
+                self.pieces.put(encode(entry))
+                return None
         kind = _TYPES[stat.S_IFMT(status.st_mode)]
         if kind is Type.FILE and status.st_size:
-            yield from self.content(node)
-            return
+            return self.regular(node)
         entry = self.entry(node.path, status, kind, fd_path(node.dir_fd, node.name))
         if kind is Type.SYMLINK:
             entry.linkname = os.readlink(node.name, dir_fd=node.dir_fd)
         elif kind is Type.CHARACTER or kind is Type.BLOCK:
             entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
-        yield from self.pieces.add(encode(entry))
+        self.pieces.put(encode(entry))
+        return None
 
-    def content(self, node: Node) -> Iterator[bytes | memoryview]:
+    def regular(self, node: Node) -> _Content | None:
         """A regular file that holds something."""
         fd = _open(node)
+        rest = None
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "not the file that it was", node.path)
             entry = self.entry(node.path, status, Type.FILE, fd)
             entry.size = size = status.st_size
-            ranges: Sequence[tuple[int, int]] = ((0, size),)
             if self.options.sparse and status.st_blocks * _BLOCK < size:
-                ranges = entry.sparse = _whole_blocks(data_ranges(fd, size), size)
-            yield from self.pieces.add(encode(entry))
-            missing = stored = 0
+                entry.sparse = _whole_blocks(data_ranges(fd, size), size)
+            self.pieces.put(encode(entry))
+            if entry.sparse is None and self.pieces.read_whole(fd, size):
+                self.pieces.put(padding(size))
+            else:
+                rest = fd, ((0, size),) if entry.sparse is None else entry.sparse
+        finally:
+            if rest is None:
+                os.close(fd)
+        return rest
+
+    def content(
+        self, node: Node, fd: int, ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[bytes | memoryview]:
+        """What a file holds; its descriptor is closed."""
+        missing = stored = 0
+        try:
+            yield from self.pieces.full()
             for offset, length in ranges:
                 missing += yield from self.pieces.read(fd, offset, length)
                 stored += length
-            yield from self.pieces.add(padding(stored))
+        except OSError as error:
+            error.filename = node.path
+            raise
         finally:
             os.close(fd)
+        self.pieces.put(padding(stored))
         if missing:
             self.warn(node.path, f"became shorter while it was packed: {missing} zeros instead")
 
@@ -236,16 +266,16 @@ class _Packer:
         mtime_ns = status.st_mtime_ns
         if self.options.clamp_mtime_ns is not None:
             mtime_ns = min(mtime_ns, self.options.clamp_mtime_ns)
-        try:
-            uid, gid = self.idmap.to_container(status.st_uid, status.st_gid)
-            xattrs = self.options.xattrs.read(file, self.fmt, name) if file is not None else {}
-            if xattrs:
+        uid, gid = status.st_uid, status.st_gid
+        xattrs = self.options.xattrs.read(file, self.fmt, name) if file is not None else {}
+        if self.idmap:
+            try:
+                uid, gid = self.idmap.to_container(uid, gid)
                 xattrs = to_container(xattrs, self.idmap)
-        except UnmappedId as error:
-            raise UnmappedId(f"{printable(name)}: {error}") from None
-        return Entry(
-            name, kind, stat.S_IMODE(status.st_mode), uid, gid, mtime_ns=mtime_ns, xattrs=xattrs
-        )
+            except UnmappedId as error:
+                raise UnmappedId(f"{printable(name)}: {error}") from None
+        mode = status.st_mode & 0o7777
+        return Entry(name, kind, mode, uid, gid, mtime_ns=mtime_ns, xattrs=xattrs)
 
     def leave_out(self, node: Node, why: str) -> None:
         self.warn(node.path, f"left out: {why}")

@@ -14,27 +14,43 @@ _ROOM = 1 << 16
 
 
 class Pieces:
-    """One buffer, filled and handed out again and again.
+    """Two buffers by turns: while one is handed out, what comes next is put into the other.
 
-    Every method gives the pieces that became full on the way; each is valid until the next step.
+    :meth:`put` and :meth:`read_whole` never hand out; after them, :meth:`full` does. A piece is
+    valid until the next step of the iterator that gave it.
     """
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(PIECE))
+        self._other = memoryview(bytearray(PIECE))
         self._used = 0
+        self._full: list[bytes | memoryview] = []
 
-    def add(self, data: bytes) -> Iterator[bytes | memoryview]:
+    def put(self, data: bytes) -> None:
         """Append bytes."""
-        if self._used + len(data) > PIECE:
-            yield from self.flush()
+        end = self._used + len(data)
+        if end > PIECE:
+            self._turn()
             if len(data) > PIECE:
-                yield data
+                self._full.append(data)
                 return
-        self._buffer[self._used : self._used + len(data)] = data
-        self._used += len(data)
+            end = len(data)
+        self._buffer[self._used : end] = data
+        self._used = end
 
-    def read(self, fd: int, offset: int, length: int) -> Generator[memoryview, None, int]:
-        """Append a range of a file; what the file does not have is zeros.
+    def read_whole(self, fd: int, size: int) -> bool:
+        """Append a file of ``size`` bytes in one go; False when there is no room, or not so much.
+
+        Then nothing was appended. Raises OSError.
+        """
+        end = self._used + size
+        if end > PIECE or os.preadv(fd, [self._buffer[self._used : end]], 0) < size:
+            return False
+        self._used = end
+        return True
+
+    def read(self, fd: int, offset: int, length: int) -> Generator[bytes | memoryview, None, int]:
+        """Append a range of a file, and hand out on the way; what the file does not have is zeros.
 
         Returns how many bytes were missing. Raises OSError.
         """
@@ -53,8 +69,21 @@ class Pieces:
             self._used += got
         return missing
 
-    def flush(self) -> Iterator[memoryview]:
-        """Hand out what there is, if anything."""
+    def full(self) -> Iterator[bytes | memoryview]:
+        """Hand out the pieces that became full."""
+        while self._full:
+            yield self._full.pop(0)
+
+    def flush(self) -> Iterator[bytes | memoryview]:
+        """Hand out all there is."""
+        self._turn()
+        return self.full()
+
+    def _turn(self) -> None:
         if self._used:
-            used, self._used = self._used, 0
-            yield self._buffer[:used]
+            piece: bytes | memoryview = self._buffer[: self._used]
+            # The buffer to turn to may still wait to be handed out.
+            self._full.append(bytes(piece) if self._full else piece)
+            if len(self._full) == 1:
+                self._buffer, self._other = self._other, self._buffer
+            self._used = 0

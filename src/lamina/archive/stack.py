@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lamina.archive.descent import Descent, Tree
@@ -60,7 +60,9 @@ class Node:
 Vanished = Callable[[bytes], None]
 
 
-def walk(layers: Sequence[Tree], fmt: View, *, vanished: Vanished | None = None) -> Iterator[Node]:
+def walk(
+    layers: Sequence[Tree], fmt: View, *, vanished: Vanished | None = None
+) -> Generator[Node, None, None]:
     """Every name of the merged view, a directory before what is in it.
 
     In a directory whiteouts come first, then entries, each bytewise by name. Whiteouts in an
