@@ -33,6 +33,7 @@ def fold(
     target: AnyPath,
     *,
     move: bool = False,
+    top: bool = True,
     owners: Owners | None = None,
     warn: Warn = log.warning,
 ) -> None:
@@ -44,14 +45,15 @@ def fold(
     and nothing below a mount point in ``target`` is touched.
 
     With ``move`` files leave the layers by rename where source and target are on one file system;
-    the layers are then good for nothing but removal.
+    the layers are then good for nothing but removal. Without ``top`` the directory ``target``
+    itself, which may be another user's, keeps its metadata.
 
     Raises OSError (EBUSY at a mount point); what was done until then stays done.
     """
     copier = Copier(owners or for_process(IdMap()), fmt, warn)
     root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with Target(root_fd, copier) as tree:
+        with Target(root_fd, copier, top=top) as tree:
             folding = _Folding(tree, copier, fmt, move=move)
             for node in walk(uppers, fmt):
                 try:

@@ -53,7 +53,8 @@ class Layer:
         self._lowers_known = lowers is not None
         self._on_superseded = on_superseded
         self._root_opaque = False
-        self._beside = False  # whether there are whiteouts that lie beside the name they hide
+        self.beside = False
+        """Whether there may be whiteouts that lie beside the name they hide."""
         self._copied: dict[bytes, bytes] = {}  # files of lower layers that links needed
         _remove_default_acl(root_fd)
         self._like_below(self.tree.root, b"")
@@ -84,7 +85,7 @@ class Layer:
             self._remove(parent, base, path, found)
             os.mkdir(base, mode, dir_fd=parent.fd)
             hid = True
-        if self._beside:
+        if self.beside:
             hid = self._unhide(parent, base) or hid
         self.metadata.forget(path)
         directory = self.tree.adopt(os.open(base, OPEN_DIRECTORY, dir_fd=parent.fd), path)
@@ -136,9 +137,8 @@ class Layer:
             self._remove(parent, base, path, status)
 
     def made(self, parent: Directory, base: bytes) -> None:
-        """Something was made: its own whiteout, where that is a file beside it, goes."""
-        if self._beside:
-            self._unhide(parent, base)
+        """Something was made: if ``beside``, this tells, so that its own whiteout goes."""
+        self._unhide(parent, base)
 
     def _remove(self, parent: Directory, base: bytes, path: bytes, status: os.stat_result) -> None:
         if stat.S_ISDIR(status.st_mode):
@@ -177,7 +177,7 @@ class Layer:
         if status is None:
             if not self._lowers_known or self._is_below(parent, name):
                 self.fmt.write_whiteout(parent.fd, name)
-                self._beside = not self.fmt.marks_name
+                self.beside = not self.fmt.marks_name
         elif stat.S_ISDIR(status.st_mode):
             fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
             try:

@@ -42,12 +42,18 @@ class Metadata:
         """For what a lower layer has."""
         self.now_ns = time.time_ns()
         self._to_chmod = umask() | _SPECIAL  # mode bits that creating a file does not give
+        self._ids: tuple[int, int] | None = None  # of the last file, and whose they are on disk
+        self._owner: tuple[int, int] | None = None
         self._modes: dict[bytes, int] = {}
         self._defaults: dict[bytes, bytes] = {}
 
     def file(self, fd: int, entry: Entry, parent: Directory) -> None:
         """Finish a regular file, its content written, made in ``parent``."""
-        owner = self.owners.of(entry.uid, entry.gid)
+        ids = (entry.uid, entry.gid)
+        if ids != self._ids:
+            self._owner = self.owners.of(*ids)
+            self._ids = ids
+        owner = self._owner
         if owner is not None and owner != (parent.gives or self._learn(fd, entry, parent)):
             self.owners.give(fd, owner)
         if entry.mode & self._to_chmod:

@@ -84,8 +84,10 @@ class Tree:
         self._atime_ns = atime_ns
         self._open: dict[tuple[int, int], Directory] = {}  # least recently used first
         self._paths: dict[bytes, Directory] = {}
-        self._head: bytes | None = None  # the last head asked for, as the archive wrote it
-        self._last = self.root
+        self.head: bytes | None = None
+        """What :meth:`at` was asked for last, as the archive has it; None: forgotten."""
+        self.last = self.root
+        """What it answered."""
 
     def at(self, head: bytes) -> Directory:
         """The directory called ``head``, a name as archives have them.
@@ -93,10 +95,10 @@ class Tree:
         The last two directories returned are open. Raises InvalidArchive as :func:`clean`, and
         OSError: FileNotFoundError when there is none yet.
         """
-        if head != self._head:
-            self._last = self._lookup(clean(head))
-            self._head = head
-        return self._last
+        if head != self.head:
+            self.last = self._lookup(clean(head))
+            self.head = head
+        return self.last
 
     def adopt(self, fd: int, path: bytes) -> Directory:
         """Keep ``fd``, a directory opened for reading, as the directory called ``path``.
@@ -127,7 +129,7 @@ class Tree:
         for directory in self._paths.values():
             directory.paths.clear()
         self._paths.clear()
-        self._head = None
+        self.head = None
 
     def close(self) -> None:
         """Give every open directory its time and close it, except the root, which stays open."""
@@ -157,8 +159,8 @@ class Tree:
         del self._open[directory.key]
         for path in directory.paths:
             self._paths.pop(path, None)
-        if directory is self._last:
-            self._head = None
+        if directory is self.last:
+            self.head = None
         try:
             self._restore_time(directory)
         finally:

@@ -27,12 +27,14 @@ class _Level:
 class Target:
     """The tree at ``root_fd`` (which stays the caller's), filled with directories by ``copier``.
 
-    A context manager: leaving it without an error finishes all directories.
+    A context manager: leaving it without an error finishes all directories. Without ``top`` the
+    tree's own top directory keeps its metadata.
     """
 
-    def __init__(self, root_fd: int, copier: Copier) -> None:
+    def __init__(self, root_fd: int, copier: Copier, *, top: bool = True) -> None:
         self._root_fd = root_fd
         self._copier = copier
+        self._top = top
         self._descent = Descent([root_fd])
         self._levels: list[_Level] = []
         self._mount = _mount_id(root_fd)
@@ -81,7 +83,8 @@ class Target:
         if node.depth:
             self._descent.enter(node.name, [0], self._check_mount)
         self._levels.append(_Level(node.status, self._copier.attributes(node.fd)))
-        self._copier.open_up(self.fd)
+        if node.depth or self._top:
+            self._copier.open_up(self.fd)
         self._inherits = None
         return self.fd
 
@@ -109,7 +112,8 @@ class Target:
 
     def _finish(self) -> None:
         level = self._levels.pop()
-        self._copier.directory(self.fd, level.status, level.attributes)
+        if self._levels or self._top:
+            self._copier.directory(self.fd, level.status, level.attributes)
         self._inherits = None
         if self._levels:
             self._descent.leave()

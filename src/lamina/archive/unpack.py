@@ -138,10 +138,11 @@ class _Unpacker:
     def __init__(self, reader: TarReader, layer: Layer, options: UnpackOptions) -> None:
         self._reader = reader
         self._layer = layer
+        self._tree = layer.tree
         self._metadata = layer.metadata
         self._options = options
+        self._punch_zeros = options.punch_zeros
         self._makers = {
-            Type.FILE: self._file,
             Type.DIRECTORY: self._directory,
             Type.SYMLINK: self._symlink,
             Type.HARDLINK: self._hardlink,
@@ -187,7 +188,13 @@ class _Unpacker:
                 self._root(entry)
                 return
             head, base = split(path)
-        self._makers[entry.type](entry, self._layer.parent(head), base)
+        tree = self._tree
+        parent = tree.last if head == tree.head else self._layer.parent(head)
+        kind = entry.type
+        if kind is Type.FILE:  # most are: spared the enum's slow hash
+            self._file(entry, parent, base)
+        else:
+            self._makers[kind](entry, parent, base)
 
     # -- entries that make something
 
@@ -198,19 +205,19 @@ class _Unpacker:
             self._layer.make_way(parent, base, clean(entry.name))
             fd = os.open(base, CREATE, entry.mode & 0o777, dir_fd=parent.fd)
         try:
-            if entry.size:
-                self._content(entry, fd)
+            if not entry.size:
+                pass
+            elif self._punch_zeros and entry.sparse is None:
+                zeros.write_punched(fd, self._reader.chunks())
+            else:
+                self._reader.copy_to(fd)
             self._metadata.file(fd, entry, parent)
         finally:
             os.close(fd)
-        self._layer.made(parent, base)
-        self._layer.size += entry.size
-
-    def _content(self, entry: Entry, fd: int) -> None:
-        if self._options.punch_zeros and entry.sparse is None:
-            zeros.write_punched(fd, self._reader.chunks())
-        else:
-            self._reader.copy_to(fd)
+        layer = self._layer
+        if layer.beside:
+            layer.made(parent, base)
+        layer.size += entry.size
 
     def _directory(self, entry: Entry, parent: Directory, base: bytes) -> None:
         path = clean(entry.name)
@@ -267,7 +274,8 @@ class _Unpacker:
 
     def _finish_node(self, entry: Entry, parent: Directory, base: bytes, kind: int) -> None:
         self._metadata.node(parent, base, entry, kind)
-        self._layer.made(parent, base)
+        if self._layer.beside:
+            self._layer.made(parent, base)
 
     # -- hard links
 
@@ -283,7 +291,8 @@ class _Unpacker:
                 self._link(source, name, parent, base)
             except FileNotFoundError:
                 raise InvalidArchive("a hard link that replaces what it links to") from None
-        self._layer.made(parent, base)
+        if self._layer.beside:
+            self._layer.made(parent, base)
 
     def _link(self, source: Directory, name: bytes, parent: Directory, base: bytes) -> None:
         os.link(name, base, src_dir_fd=source.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
