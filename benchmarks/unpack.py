@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import inputs, worker
 from benchmarks.ground import Ground, output, tool
 from benchmarks.measure import Line, compare, timed
+from benchmarks.run import lamina
 from lamina.kernel.remove import remove_tree
 
 MEMORY_LIMIT = 64
@@ -54,6 +55,11 @@ def lines(ground: Ground, rounds: int) -> Iterator[Line]:
         "unpack it gzipped, digests checked", compressed, by_umoci, f"{umoci}, raw unpack",
         limit=0.7, rounds=rounds,
     )  # fmt: skip
+    yield compare(
+        "lamina import of it, synced and able to be exported byte for byte",
+        lambda: _import(ground, root.gzip), by_umoci, f"{umoci}, raw unpack",
+        limit=None, rounds=rounds,
+    )  # fmt: skip
     interpreter = statistics.median(worker.run("nothing")[1] for _ in range(rounds))
     theirs = _peak_of("umoci", "raw", "unpack", "--image", f"{layout}:root", ground.fresh("peak"))
     for kind, measured in peaks.items():
@@ -75,10 +81,16 @@ def _ours(
 ) -> float:
     home = ground.fresh(driver)
     os.sync()
-    seconds, peak = worker.run(work, driver, home, *arguments)
+    seconds, peak = worker.run(work, driver, home, ground.run / home.name, *arguments)
     peaks.append(peak)
     remove_tree(home)
     return seconds
+
+
+def _import(ground: Ground, path: Path) -> float:
+    home = ground.fresh("store")
+    options = ("--root", home, "--run-root", ground.run / home.name, "--quiet")
+    return _timed_tree(home, partial(tool, *lamina(), *options, "import", path, "root"))
 
 
 def _peak_of(*argv: str | Path) -> float:

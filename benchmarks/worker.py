@@ -24,17 +24,17 @@ def _nothing() -> Callable[[], object]:
     return lambda: None
 
 
-def _driver(name: str, home: str) -> Driver:
+def _driver(name: str, home: str, run: str) -> Driver:
     from lamina.drivers import driver_class
 
     factory: Any = driver_class(name)
-    driver: Driver = factory(Path(home), Path(home + ".run"))
+    driver: Driver = factory(Path(home), Path(run))
     return driver
 
 
-def _unpack(driver: str, home: str, tar: str) -> Callable[[], object]:
+def _unpack(driver: str, home: str, run: str, tar: str) -> Callable[[], object]:
     """A plain tar into a new layer, as a driver's caller does it."""
-    made, layer = _driver(driver, home), LayerId("layer")
+    made, layer = _driver(driver, home, run), LayerId("layer")
 
     def work() -> None:
         made.create(layer)
@@ -45,12 +45,12 @@ def _unpack(driver: str, home: str, tar: str) -> Callable[[], object]:
 
 
 def _unpack_compressed(
-    driver: str, home: str, path: str, digest: str, diff_id: str
+    driver: str, home: str, run: str, path: str, digest: str, diff_id: str
 ) -> Callable[[], object]:
     """A compressed tar into a new layer, both digests checked."""
     from lamina.archive.compression import open_stream
 
-    made, layer = _driver(driver, home), LayerId("layer")
+    made, layer = _driver(driver, home, run), LayerId("layer")
 
     def work() -> None:
         made.create(layer)
