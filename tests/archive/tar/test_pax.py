@@ -85,12 +85,21 @@ def test_a_length_counts_its_own_digits(length: int) -> None:
 def test_a_million_records_are_refused_early() -> None:
     body = b"".join(b"13 %d=x\n" % n for n in range(10**6, 10**6 + 80_000))
     refused(extended(body) + file(b"a") + END, "more than 4096 pax records")
+    refused(extended(body[: 13 * 300], b"g") + file(b"a") + END, "more than 256 global")
     refused(pax((b"a", b""), (b"b", b"")) + file(b"a") + END, "more than 1", Limits(records=1))
 
 
 @pytest.mark.parametrize("flag", [b"x", b"g", b"L", b"K"])
 def test_an_endless_header_is_refused_unread(flag: bytes) -> None:
-    refused(header(b"long", flag, size=2**33 - 1), "an extended header of 8589934591 bytes")
+    refused(header(b"long", flag, size=2**33 - 1), "extended headers of 8589934591 bytes")
+
+
+@pytest.mark.parametrize("flag", [b"x", b"g"])
+def test_many_headers_together_are_bounded_like_one(flag: bytes) -> None:
+    headers = b"".join(pax((b"key%d" % n, bytes(60_000)), flag=flag) for n in range(20))
+    refused(headers + file(b"a") + END, "extended headers of 1[0-9]{6} bytes")
+    repeated = pax((b"key", bytes(60_000)), flag=b"g") * 20
+    assert len(only(repeated + file(b"a") + END).pax["key"]) == 60_000
 
 
 @pytest.mark.parametrize(

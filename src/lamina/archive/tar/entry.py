@@ -61,9 +61,11 @@ class Limits:
     """How much of what an archive declares is believed. Beyond: InvalidArchive."""
 
     extended_header: int = 1 << 20
-    """Bytes of one pax header's body, or of a GNU long name's."""
+    """Bytes in all pax headers and GNU long names of one entry; and in all global headers."""
     records: int = 4096
-    """Records in one pax header, and in all global ones together."""
+    """Records in the pax headers of one entry."""
+    global_records: int = 256
+    """Records in all global headers; every entry pays for them."""
     name: int = 1 << 16
     """Bytes of a name, or of a link's target."""
     sparse_segments: int = 1 << 17

@@ -30,13 +30,14 @@ class Extension:
 
     ``values`` are pax records by keyword, the last one counting; a keyword that may be
     repeated, as in GNU's sparse format 0.0, is in ``map_0_0`` as offsets and lengths by turns.
-    ``name`` and ``linkname`` are GNU's long ones.
+    ``name`` and ``linkname`` are GNU's long ones. ``size`` counts the bytes of it all.
     """
 
     values: dict[str, bytes] = field(default_factory=dict)
     map_0_0: list[int] = field(default_factory=list)
     name: bytes = b""
     linkname: bytes = b""
+    size: int = 0
 
 
 def parse(body: bytes, extension: Extension, limits: Limits) -> None:

@@ -226,30 +226,39 @@ class TarReader:
         if flag in _IGNORED:
             self._source.skip(size + -size % BLOCK)
             return
-        limits = self._limits
-        if size > limits.extended_header:
-            raise InvalidArchive(f"an extended header of {size} bytes")
-        body = self._source.take(size)
-        self._source.skip(-size % BLOCK)
         if flag == _GLOBAL:
             self._is_pax = True
-            self._read_globals(body)
+            self._read_globals(size)
             return
         if self._extension is None:
             self._extension = Extension()
+        extension = self._extension
+        extension.size += size
+        body = self._read_body(size, extension.size)
         if flag == _LONG_NAME:
-            self._extension.name = body.split(b"\0", 1)[0]
+            extension.name = body.split(b"\0", 1)[0]
         elif flag == _LONG_LINK:
-            self._extension.linkname = body.split(b"\0", 1)[0]
+            extension.linkname = body.split(b"\0", 1)[0]
         else:
             self._is_pax = True
-            pax.parse(body, self._extension, limits)
+            pax.parse(body, extension, self._limits)
 
-    def _read_globals(self, body: bytes) -> None:
+    def _read_body(self, size: int, total: int) -> bytes:
+        """The body of a header, if ``total`` is within bounds."""
+        if total > self._limits.extended_header:
+            raise InvalidArchive(f"extended headers of {total} bytes")
+        body = self._source.take(size)
+        self._source.skip(-size % BLOCK)
+        return body
+
+    def _read_globals(self, size: int) -> None:
+        before = sum(len(key) + len(value) for key, value in self._globals.items())
         extension = Extension(self._globals)
-        pax.parse(body, extension, self._limits)
+        pax.parse(self._read_body(size, before + size), extension, self._limits)
         if extension.map_0_0:
             raise InvalidArchive("a sparse map in a global header")
+        if len(extension.values) > self._limits.global_records:
+            raise InvalidArchive(f"more than {self._limits.global_records} global pax records")
         # An empty value takes a record back.
         self._globals = {key: value for key, value in extension.values.items() if value}
 

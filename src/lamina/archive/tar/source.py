@@ -8,14 +8,12 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from lamina.errors import InvalidArchive
-from lamina.kernel.copy import copy_range
 
 if TYPE_CHECKING:
     from lamina.archive.tar.reader import Observer
 
 BUFFER = 1 << 20
 _AFTER_SEEK = 64 << 10
-_BY_KERNEL = 256 << 10
 
 
 class Readable(Protocol):
@@ -134,33 +132,25 @@ class Source:
         elif self._file is not None and self._observer is None:
             if not self.holds(count):
                 truncated()
-            self._jump(count)
+            self._base += self.start + count
+            self.start = self.end = self._seen = 0
             # More skipping is likely: don't read far ahead.
             self._ahead = _AFTER_SEEK
         else:
             while count:
                 count -= len(self.piece(count))
 
-    def _jump(self, count: int) -> None:
-        """Go on ``count`` bytes further in the file, with an empty buffer."""
-        self._base += self.start + count
-        self.start = self.end = self._seen = 0
-
     def write_payload(self, fd: int, count: int) -> None:
-        """Write the next ``count`` bytes to ``fd``; InvalidArchive when the stream ends before."""
-        ahead = count - (self.end - self.start)
-        if self._file is not None and self._observer is None and ahead >= _BY_KERNEL:
-            while self.start < self.end:
-                write_all(fd, self.piece(count))
-            copied = copy_range(self._file.fd, fd, ahead, self._file.origin + self.offset)
-            self._jump(copied)
-            if copied < ahead:
-                truncated()
-            return
+        """Write the next ``count`` bytes to ``fd``; InvalidArchive when the stream ends before.
+
+        By way of the buffer even from a file: copy_file_range(2) takes longer, as payload does
+        not lie on the boundaries of file system blocks, without which nothing can be shared.
+        """
         while count:
             part = self.payload(count)
-            write_all(fd, part)
             count -= len(part)
+            while part:
+                part = part[os.write(fd, part) :]
 
     def drain(self) -> None:
         """Pass over all the rest, and leave a file's position where it ends."""
@@ -186,13 +176,13 @@ class _RegularFile:
     def under(cls, stream: object) -> Self | None:
         """The file under ``stream``; None for all that is not plainly an open file with a size.
 
-        Other classes may have a file's number and transform its bytes, as GzipFile does.
+        Other classes may have a file's number and do something to its bytes, as GzipFile does.
         """
-        if isinstance(stream, (io.BufferedReader, io.BufferedRandom)):
-            stream.flush()
-            if not isinstance(stream.raw, io.FileIO):
+        if type(stream) is io.BufferedReader or type(stream) is io.BufferedRandom:
+            if type(stream.raw) is not io.FileIO:
                 return None
-        elif not isinstance(stream, io.FileIO):
+            stream.flush()
+        elif type(stream) is not io.FileIO:
             return None
         if not S_ISREG(os.fstat(stream.fileno()).st_mode):
             return None
@@ -207,12 +197,6 @@ class _RegularFile:
     def finish(self) -> None:
         """Leave the stream at its end, as if it had been read."""
         self._stream.seek(self.origin + self.size)
-
-
-def write_all(fd: int, data: memoryview) -> None:
-    """write(2) until nothing is left."""
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def truncated() -> NoReturn:
