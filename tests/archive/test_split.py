@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from lamina.archive.compression import open_stream
 from lamina.archive.split import SplitRecorder, assemble
 from lamina.archive.tar import TarReader
+from lamina.archive.unpack import UnpackOptions, unpack
+from lamina.archive.whiteout import AUFS
 from lamina.errors import LayerBroken
 from tests.support import need
 
@@ -309,6 +311,45 @@ def test_a_large_sparse_file_that_was_replaced(tmp_path: Path) -> None:
     data += bytes(-len(data) % 512) + archive(file("sparse", b"small"))
     (tmp_path / "out").mkdir()
     round_trip(data, tmp_path / "out")
+
+
+def really_unpacked(data: bytes, root: Path) -> bytes:
+    """The records, made while the archive is unpacked as a layer."""
+    root.mkdir()
+    sink = io.BytesIO()
+    with SplitRecorder(sink) as recorder:
+        reader = TarReader(io.BytesIO(data), observer=recorder)
+        unpack(reader, root, fmt=AUFS, options=UnpackOptions(on_superseded=recorder.superseded))
+        recorder.finish()
+    return sink.getvalue()
+
+
+@pytest.mark.root
+def test_whatever_unpacking_removes_again_is_in_the_records(tmp_path: Path) -> None:
+    directory, symlink, hardlink = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+    data = archive(
+        special("real", directory),
+        special("alias", symlink, "real"),
+        file("alias/file", b"through the link"),
+        file("real/file", b"by its own name"),
+        file("tree/a/b", b"below what becomes a file"),
+        file("tree/c", b"this too"),
+        file("tree", b"a file now"),
+        file("two", b"of two names"),
+        special("names", hardlink, "two"),
+        file("two", b"of one name"),
+        file("same", b"the same twice"),
+        file("same", b"the same twice"),
+        file("gone", b"becomes a link"),
+        special("gone", symlink, "two"),
+        file("d/.wh.two", b""),
+        file("empty"),
+        file("empty", b"not empty"),
+        special("real", directory),
+    )
+    records = really_unpacked(data, tmp_path / "layer")
+    assert assembled(records, opener(tmp_path / "layer")) == data
+    assert by_tar_split(records, opener(tmp_path / "layer")) == data
 
 
 # -- what is damaged
