@@ -26,6 +26,7 @@ from lamina.kernel.idmap import IdMap, IdRange
 from lamina.kernel.remove import remove_tree
 from tests.archive.layers import chain, difference, disturb, in_memory, make, overlay
 from tests.support import need, run
+from tests.users import User
 
 pytestmark = pytest.mark.root
 ALL = pytest.mark.parametrize("fmt", [AUFS, OVERLAY, OVERLAY_USER], ids=lambda f: f.name)
@@ -407,3 +408,31 @@ def test_reading_leaves_access_times_alone(tree: Path) -> None:
     os.utime(tree / "large", ns=(5, NOW))
     join(pack_tree(tree))
     assert (tree / "large").stat().st_atime_ns == 5
+
+
+def _pack_as_a_user(home: Path) -> tuple[list[str], str]:
+    top = make(home / "layer", OVERLAY_USER, "mine", "-gone", "d/!", "d/x")
+    shared = layer_names([top], OVERLAY_USER, None)
+    (top / "mine").chmod(0)
+    try:
+        join(pack([top], fmt=OVERLAY_USER))
+    except PermissionError as error:
+        return shared, os.fsdecode(error.filename)
+    return shared, ""
+
+
+def test_an_ordinary_user_writes_and_packs_layers(ordinary_user: User) -> None:
+    found, refused = ordinary_user.call(_pack_as_a_user, ordinary_user.home)
+    assert found == ["./", ".wh.gone", "d/", "d/.wh..wh..opq", "d/x", "mine"]
+    assert refused == "mine"
+
+
+def _pack_by_name(tree: Path) -> list[str]:
+    return names(join(pack_tree(tree)))
+
+
+def test_files_of_others_can_be_packed(tmp_path: Path, ordinary_user: User) -> None:
+    """Where O_NOATIME is refused."""
+    tree = ordinary_user.home / "tree"
+    make(tree, OVERLAY, "f")
+    assert ordinary_user.call(_pack_by_name, tree) == ["./", "f"]

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from lamina.archive import whiteout
+from lamina.archive.stack import walk
 from lamina.archive.whiteout import AUFS, OVERLAY, OVERLAY_USER, Format, Mark
 from lamina.errors import InvalidArchive
+from tests.archive.layers import make, overlay
 
 ALL = pytest.mark.parametrize("fmt", [AUFS, OVERLAY, OVERLAY_USER], ids=lambda f: f.name)
 OVERLAYS = pytest.mark.parametrize("fmt", [OVERLAY, OVERLAY_USER], ids=lambda f: f.name)
@@ -22,6 +24,12 @@ def directory(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     yield fd
     os.close(fd)
+
+
+def need_kernel(*version: int) -> None:
+    found = os.uname().release.split(".")
+    if tuple(int(part) for part in found[:2]) < version:
+        pytest.skip(f"needs Linux {'.'.join(map(str, version))}")
 
 
 @pytest.fixture
@@ -119,6 +127,25 @@ def test_an_opaque_directory_has_no_use_for_whiteouts_by_xattr(
     fmt.set_opaque(directory)
     fmt.write_whiteout(directory, b"gone")
     assert fmt.listing(directory) == whiteout.Listing(True, [], [b"live"])
+
+
+@OVERLAYS
+def test_layers_on_an_overlay_mount_hide_by_attribute(fmt: Format, tmp_path: Path) -> None:
+    """overlayfs refuses to make a device 0:0, and reads the attribute in lower layers."""
+    need_kernel(6, 7)
+    (tmp_path / "empty").mkdir()
+    with overlay(tmp_path / "outer", [tmp_path / "empty"], tmp_path / "upper") as outer:
+        base = make(outer / "base", fmt, "d/gone", "d/kept", "top")
+        layer = make(outer / "layer", fmt, "-d/gone", "d/new", "d/empty")
+        (layer / "d/empty").write_text("")
+        assert (layer / "d/gone").is_file()
+        listed = [(node.path, node.kind.value) for node in walk([layer], fmt)]
+        assert (b"d/gone", "whiteout") in listed
+        assert (b"d/empty", "entry") in listed
+        user = fmt is OVERLAY_USER
+        with overlay(outer / "inner", [layer, base], user=user) as inner:
+            assert sorted(os.listdir(inner / "d")) == ["empty", "kept", "new"]
+            assert not (inner / "d/gone").exists()
 
 
 def test_aufs_whiteout_wins_over_a_live_name(directory: int, tmp_path: Path) -> None:
