@@ -12,6 +12,7 @@ from lamina.archive.attributes import ACL_DEFAULT
 from lamina.archive.lowers import Lowers
 from lamina.archive.metadata import Metadata
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
+from lamina.archive.stack import walk
 from lamina.archive.whiteout import HIDDEN, Format
 from lamina.errors import InvalidArchive, printable
 from lamina.kernel import xattr
@@ -53,6 +54,7 @@ class Layer:
         self._lowers_known = lowers is not None
         self._on_superseded = on_superseded
         self._root_opaque = False
+        self._whiteouts = False
         self.beside = False
         """Whether there may be whiteouts that lie beside the name they hide."""
         self._copied: dict[bytes, bytes] = {}  # files of lower layers that links needed
@@ -170,33 +172,51 @@ class Layer:
     def hide(self, parent: Directory, name: bytes) -> None:
         """A whiteout of ``name``: hides what lower layers have, not what this one has.
 
-        Where they have nothing there is nothing to hide, and the mark would be listed: overlayfs
-        looks for whiteouts only in directories that it merges.
+        Where there is nothing to hide none is written, since it would be listed: overlayfs looks
+        for whiteouts only in directories that it merges.
         """
         status = self._live(parent, name)
-        if status is None:
-            if not self._lowers_known or self._is_below(parent, name):
-                self.fmt.write_whiteout(parent.fd, name)
-                self.beside = not self.fmt.marks_name
-        elif stat.S_ISDIR(status.st_mode):
-            fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
-            try:
-                self.fmt.set_opaque(fd)
-            finally:
-                os.close(fd)
-
-    def _is_below(self, parent: Directory, name: bytes) -> bool:
-        """Whether lower layers have ``name`` in the directory that ``parent`` is."""
-        top, place = (os.readlink(fd_path(d.fd)) for d in (self.tree.root, parent))
-        with self._lowers.find((place[len(top) :] + b"/" + name).lstrip(b"/")) as below:
-            return below is not None
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            return
+        place = self._place(parent)
+        if status is not None:
+            self._make_opaque(place + b"/" + name if place else name)
+        elif self._hides_something(place, name):
+            self.fmt.write_whiteout(self.tree.at(place).fd, name)
+            self._whiteouts = True
+            self.beside = not self.fmt.marks_name
 
     def set_opaque(self, directory: Directory) -> None:
         """Hide all that lower layers have in ``directory``."""
         if directory is self.tree.root:
             self._root_opaque = True
         else:
-            self.fmt.set_opaque(directory.fd)
+            self._make_opaque(self._place(directory))
+
+    def _make_opaque(self, place: bytes) -> None:
+        directory = self.tree.at(place)
+        self.fmt.set_opaque(directory.fd)
+        if self._whiteouts:  # in it or below they hide nothing any more
+            found = [(n.path, n.name) for n in walk([directory.fd], self.fmt) if n.status is None]
+            for path, name in found:
+                head, _ = split(place + b"/" + path)
+                self.fmt.remove_whiteout(self.tree.at(head).fd, name)
+
+    def _hides_something(self, place: bytes, name: bytes) -> bool:
+        """Whether a whiteout in the directory called ``place`` would have an effect."""
+        parts = place.split(b"/") if place else []
+        for count in range(1, len(parts) + 1):
+            if self.fmt.is_opaque(self.tree.at(b"/".join(parts[:count])).fd):
+                return False
+        if not self._lowers_known:
+            return True
+        with self._lowers.find(b"/".join([*parts, name])) as below:
+            return below is not None
+
+    def _place(self, directory: Directory) -> bytes:
+        """The clean path of a directory, without the links that its name may go through."""
+        top, place = (os.readlink(fd_path(d.fd)) for d in (self.tree.root, directory))
+        return place[len(top) :].lstrip(b"/")
 
     def _unhide(self, parent: Directory, base: bytes) -> bool:
         hid = self.fmt.lookup(parent.fd, base) is HIDDEN
