@@ -27,24 +27,31 @@ if TYPE_CHECKING:
     from lamina.drivers.base import Driver
 
 
+# ``base`` is the directory that the chain of ``id`` stands on, which ``parent=None`` then means.
+
+
 @contextmanager
 def _both(
-    driver: Driver, id: LayerId, parent: LayerId | None
+    driver: Driver, id: LayerId, parent: LayerId | None, base: Path | None
 ) -> Iterator[tuple[Path, Path | None]]:
     with ExitStack() as held:
         new = held.enter_context(driver.mounted(id))
-        yield new, None if parent is None else held.enter_context(driver.mounted(parent))
+        yield new, base if parent is None else held.enter_context(driver.mounted(parent))
 
 
-def changes(driver: Driver, id: LayerId, parent: LayerId | None) -> list[Change]:
+def changes(
+    driver: Driver, id: LayerId, parent: LayerId | None, *, base: Path | None = None
+) -> list[Change]:
     """See :meth:`Driver.changes`."""
-    with _both(driver, id, parent) as (new, old):
+    with _both(driver, id, parent, base) as (new, old):
         return compare.changes_between(new, old)
 
 
-def diff_size(driver: Driver, id: LayerId, parent: LayerId | None) -> int:
+def diff_size(
+    driver: Driver, id: LayerId, parent: LayerId | None, *, base: Path | None = None
+) -> int:
     """See :meth:`Driver.diff_size`."""
-    with _both(driver, id, parent) as (new, old):
+    with _both(driver, id, parent, base) as (new, old):
         if old is None:
             return size(walk([new], whiteout.PLAIN))
         return size_of_difference(new, old)
@@ -55,12 +62,14 @@ def diff(
     id: LayerId,
     parent: LayerId | None,
     on_close: Callable[[], None] = lambda: None,
+    *,
+    base: Path | None = None,
 ) -> BinaryIO:
     """See :meth:`Driver.diff`. Both trees stay mounted until the stream is closed."""
     held = ExitStack()
     held.callback(on_close)
     try:
-        new, old = held.enter_context(_both(driver, id, parent))
+        new, old = held.enter_context(_both(driver, id, parent, base))
         if old is None:
             chunks = pack_tree(new, idmap=driver.idmap)
         else:

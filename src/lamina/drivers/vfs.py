@@ -91,12 +91,12 @@ class VfsDriver(DirectoryDriver):
 
     def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
         """See :meth:`Driver.diff`."""
-        return naive.diff(self, id, parent)
+        return naive.diff(self, id, parent, base=self.layout.chain(id).base)
 
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
         """See :meth:`Driver.changes`."""
-        return naive.changes(self, id, parent)
+        return naive.changes(self, id, parent, base=self.layout.chain(id).base)
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
         """See :meth:`Driver.diff_size`."""
-        return naive.diff_size(self, id, parent)
+        return naive.diff_size(self, id, parent, base=self.layout.chain(id).base)

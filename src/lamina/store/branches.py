@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
-from lamina.errors import InvalidName, NameInUse
+from lamina.errors import InvalidName, LaminaError, NameInUse
 from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.store.making import Making, making
@@ -38,9 +38,14 @@ _LAYER_OPTIONS = ("size", "volatile")
 def new_top(
     core: Core, parent: LayerId | None, options: Mapping[str, str]
 ) -> AbstractContextManager[Making]:
-    """A writable layer with those of a container's options that are a layer's."""
-    mine = {name: value for name, value in options.items() if name in _LAYER_OPTIONS}
+    """A writable layer for a container of these options."""
+    mine = layer_options(options)
     return making(core, lambda driver, new: driver.create_read_write(new, parent, options=mine))
+
+
+def layer_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Those of a container's options that are its writable layer's."""
+    return {name: value for name, value in options.items() if name in _LAYER_OPTIONS}
 
 
 # Each takes the record of a container that nobody uses (locks.USE alone) and is not mounted.
@@ -54,6 +59,7 @@ def fork(core: Core, record: Record, id: str, name: str | None, *, ephemeral: bo
         if ground == record.layer:
             fresh = stack.enter_context(new_top(core, ground, record.options))
         top = stack.enter_context(new_top(core, ground, record.options))
+        _try_mount(core, record, top.id)
         with core.db.write() as tx:
             if fresh is not None:
                 _go_on(tx, record, fresh)
@@ -84,6 +90,7 @@ def snapshot(core: Core, record: Record, name: str) -> None:
         if ground is None or ground == record.layer:
             ground = record.layer
             fresh = stack.enter_context(new_top(core, ground, record.options))
+            _try_mount(core, record, fresh.id)
         with core.db.write() as tx:
             if _find(tx, record, name) is not None:
                 raise NameInUse(f"container {record.name} has a snapshot called {name} already")
@@ -132,6 +139,23 @@ def _ground(core: Core, record: Record) -> LayerId | None:
     with core.driver_named(record.driver).diff(record.layer, parent) as tar:
         untouched = not tar.read(512).strip(b"\0")
     return LayerId(parent) if untouched else record.layer
+
+
+def _try_mount(core: Core, record: Record, top: LayerId) -> None:
+    """Over a directory, mount what is to be, before the old is given up.
+
+    overlayfs refuses (ELOOP) a lower layer that lies below another one on the same file system,
+    as a frozen layer does when the directory holds the store.
+    """
+    if record.base is None:
+        return
+    try:
+        with core.driver_named(record.driver).mounted(top):
+            pass
+    except OSError as error:
+        raise LaminaError(
+            f"container {record.name} can't go on from a frozen layer over {record.base}: {error}"
+        ) from error
 
 
 def _go_on(tx: Transaction, record: Record, fresh: Making) -> None:

@@ -12,7 +12,7 @@ from lamina.progress import ProgressCallback
 from lamina.store.core import Core
 from lamina.store.images import Image, Images
 from lamina.store.layers import Layer, Layers
-from lamina.store.records import Record, fetch
+from lamina.store.records import fetch
 from lamina.store.work import Work
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def commit(
     layers, images = Layers(core), Images(core)
     record = fetch(core, container.id)
     core.require_driver(record.driver, f"container {record.name}")
-    below = None if squash else _floor(layers, record)
+    below = None if squash or record.floor is None else layers.get(record.floor)
     with Work(core) as work:
         with container.export() if squash else container.diff() as tar:
             layer = layers.register(tar, below, work=work, what=f"committing {record.name}")
@@ -104,14 +104,6 @@ def squash(core: Core, image: Image, first: int, last: int, name: str | None) ->
         config.rootfs.diff_ids[first:] = [layer.diff_id for layer in new if layer.diff_id]
         config.created = timestamp()
         return images.create(config, new[-1], _names(name))
-
-
-def _floor(layers: Layers, record: Record) -> Layer | None:
-    """What a committed layer stands on: the image's top, nothing if there is no image."""
-    if record.floor is None:
-        return None
-    floor = layers.get(record.floor)
-    return floor if floor.kind == "image" else None
 
 
 def _append(image: ImageConfig, layer: Layer, step: History) -> None:

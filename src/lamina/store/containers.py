@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamina.errors import InvalidName
-from lamina.store.branches import new_top
+from lamina.store.branches import layer_options, new_top
 from lamina.store.container import Container, own
 from lamina.store.core import Core
 from lamina.store.images import Image, top_layer
@@ -79,25 +79,20 @@ class Containers:
         return record
 
     def _over_directory(self, id: str, directory: Path, plan: Plan) -> Record:
-        """Between the directory and the writable layer lies an empty one to count changes from."""
         directory = directory.absolute()
         if not directory.is_dir():
             raise InvalidName(f"not a directory: {directory}")
         with self._core.db.read() as tx:
             free_name(tx, plan.name)
-        options = {"base": str(directory)}
+        options = {**layer_options(plan.options), "base": str(directory)}
         with (
             making(
                 self._core, lambda driver, new: driver.create_read_write(new, options=options)
-            ) as floor,
-            new_top(self._core, floor.id, plan.options) as top,
+            ) as top,
             self._core.db.write() as tx,
         ):
-            floor.record(tx, kind="base", parent=None, size=0)
-            top.record(tx, kind="writable", parent=floor.id)
-            record = self._record(
-                id, free_name(tx, plan.name), top.id, floor.id, plan, base=directory
-            )
+            top.record(tx, kind="writable", parent=None)
+            record = self._record(id, free_name(tx, plan.name), top.id, None, plan, base=directory)
             insert(tx, record)
         return record
 

@@ -26,7 +26,7 @@ from lamina.store.splits import recording
 from lamina.store.work import Work
 from lamina.types import ChainId, DiffId, LayerId
 
-Kind = Literal["image", "writable", "frozen", "base"]
+Kind = Literal["image", "writable", "frozen"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ CREATE TABLE settings (
 
 -- One row a layer that the driver holds. kind: 'image', a layer with a DiffID, never changed
 -- again; 'writable', the top of a container; 'frozen', a former top, kept by a snapshot or a
--- fork; 'base', the empty layer between a container and the directory that it stands on.
--- size is NULL for what has not been measured; only 'image' layers always have one.
+-- fork. size is NULL for what has not been measured; only 'image' layers always have one.
 CREATE TABLE layers (
     id       TEXT PRIMARY KEY,
     driver   TEXT NOT NULL,
-    kind     TEXT NOT NULL CHECK (kind IN ('image', 'writable', 'frozen', 'base')),
+    kind     TEXT NOT NULL CHECK (kind IN ('image', 'writable', 'frozen')),
     parent   TEXT REFERENCES layers (id),
     diff_id  TEXT,
     chain_id TEXT,
@@ -52,7 +51,8 @@ CREATE TABLE names (
 ) WITHOUT ROWID;
 CREATE INDEX names_image ON names (image);
 
--- floor: the layer that the container's changes are counted from; NULL for nothing at all.
+-- floor: the layer that the container's changes are counted from, the image's topmost; NULL
+-- for an image of no layers and for a base directory.
 -- pinned: the boot in which it was mounted to stay.
 CREATE TABLE containers (
     id        TEXT PRIMARY KEY,
