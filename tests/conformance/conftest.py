@@ -15,7 +15,7 @@ from lamina.drivers.registry import names
 from lamina.errors import DriverUnsupported
 from tests import support
 
-NEEDS_ROOT = {"overlay"}
+NEEDS_ROOT = {"aufs", "overlay"}
 
 
 @dataclass

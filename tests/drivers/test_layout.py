@@ -114,7 +114,7 @@ for i in range(10_000):
         finally:
             child.send_signal(signal.SIGKILL)
     driver = VfsDriver(tmp_path / "home", tmp_path / "run")
-    for id in driver.ids():
+    for id in sorted(driver.ids()):  # children first
         with driver.mounted(id) as root:
             assert len(os.listdir(root)) in (0, 20), "half a layer"
         driver.create(LayerId("on-top"), id)

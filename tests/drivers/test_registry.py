@@ -12,7 +12,7 @@ from tests.users import User
 
 
 def test_an_unknown_driver_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InvalidName, match="there are: overlay, vfs"):
+    with pytest.raises(InvalidName, match="there are: overlay, aufs, vfs"):
         driver_class("zfs")
 
 
@@ -24,7 +24,7 @@ def test_every_known_driver_has_its_name() -> None:
 @pytest.mark.root
 def test_root_gets_overlay(tmp_path: Path) -> None:
     assert choose(tmp_path / "not there yet") == "overlay"
-    assert [a.reason for a in availability(tmp_path)] == [None, None]
+    assert next(a.name for a in availability(tmp_path) if a.reason is None) == "overlay"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,12 +47,12 @@ def test_an_ordinary_user_gets_vfs_and_is_told_why(ordinary_user: User) -> None:
 def test_a_driver_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_KNOWN", dict(registry._KNOWN))
     register("mine", "lamina.drivers.vfs:VfsDriver", before="vfs")
-    assert registry.names() == ["overlay", "mine", "vfs"]
+    assert registry.names() == ["overlay", "aufs", "mine", "vfs"]
 
 
 def test_no_driver_at_all_gives_every_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_reason", lambda name, root: f"{name} is out")
-    with pytest.raises(DriverUnsupported, match="overlay is out; vfs: vfs is out"):
+    with pytest.raises(DriverUnsupported, match=r"overlay is out; .*; vfs: vfs is out"):
         choose(tmp_path)

@@ -269,6 +269,10 @@ class Driver(ABC):
     def cleanup(self) -> None:
         """Give back all references of this process and unmount what nobody refers to."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what the driver holds in this process; mounts and references stay."""
+
     # -- what is known ------------------------------------------------------------------
 
     @abstractmethod
@@ -285,14 +289,15 @@ class Driver(ABC):
 
     # -- differences --------------------------------------------------------------------
     # ``parent`` is usually the direct parent, and that is what drivers are quick at. Any
-    # other layer may be given: then the two mounted trees are compared (drivers.naive).
+    # other layer may be given: then the two mounted trees are compared (drivers.naive). None
+    # means against nothing; for a layer whose chain stands on a base directory, against that.
 
     @abstractmethod
     def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
         """What the layer changes against ``parent``, as an uncompressed OCI layer tar.
 
-        ``parent=None`` means against nothing: the whole tree. The stream is made while it
-        is read; close it. Reading raises OSError when a file can't be read.
+        ``parent=None`` gives the whole tree, or what differs from the base directory. The
+        stream is made while it is read; close it. Reading raises OSError when a file can't be read.
 
         Raises:
             LayerNotFound: either is missing.

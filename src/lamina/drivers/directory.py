@@ -19,7 +19,7 @@ from lamina.drivers.base import (
     check_id,
     check_options,
 )
-from lamina.drivers.layout import Chain, Layout
+from lamina.drivers.layout import AnyLayout, Chain, Layout
 from lamina.drivers.references import References
 from lamina.errors import LayerExists, LayerInUse, LayerNotFound, OptionUnsupported
 from lamina.kernel.idmap import IdMap
@@ -53,8 +53,15 @@ class DirectoryDriver(Driver):
         check_options(self.name, options, self.known_options)
         super().__init__(home, run, options=options, idmap=idmap)
         os.makedirs(run, mode=0o700, exist_ok=True)
-        self.layout = Layout(home)
+        self.layout = self._make_layout()
         self.references = References(run)
+
+    def _make_layout(self) -> AnyLayout:
+        return Layout(self.home)
+
+    def close(self) -> None:
+        """See :meth:`Driver.close`."""
+        self.layout.staging.close()
 
     # -- life ---------------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class DirectoryDriver(Driver):
                 if self.references.taken_elsewhere(id):
                     raise LayerInUse(id, "it is mounted")
                 self.references.drop(id)
-                self._unmount(id, tries=_BUSY_TRIES)
+                self._unmount(id)
                 self.layout.detach(id, staged)
             except LayerNotFound:
                 pass
@@ -160,15 +167,19 @@ class DirectoryDriver(Driver):
 
     def cleanup(self) -> None:
         """See :meth:`Driver.cleanup`."""
-        layers = os.fsencode(os.path.realpath(self.home / "layers")) + b"/"
+        layers = os.fsencode(os.path.realpath(self._mounts_home())) + b"/"
         below = (point.target.removeprefix(layers) for point in mounts_below(layers))
         standing = {LayerId(os.fsdecode(path.partition(b"/")[0])) for path in below}
         for id in standing.union(self.references.held()):
             with self.references.transition(id):
                 self.references.drop(id)
                 if not self.references.taken_elsewhere(id):
-                    self._unmount(id, tries=_BUSY_TRIES)
-        self.layout.staging.close()
+                    self._unmount(id)
+        self.close()
+
+    def _mounts_home(self) -> Path:
+        """Where the mount points are: directories called after their layers, or in such."""
+        return self.home / "layers"
 
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         """Mount the layer unless it is; within a transition. Where its tree is."""
@@ -177,17 +188,29 @@ class DirectoryDriver(Driver):
     def _mountpoint(self, id: LayerId) -> str:
         return self.layout.path(id, "merged")
 
-    def _unmount(self, id: LayerId, *, tries: int = 1) -> None:
-        """Unmount the layer if it is mounted; within a transition."""
+    def _unmount(self, id: LayerId) -> None:
+        """Unmount the layer if it is mounted; within a transition.
+
+        EBUSY may pass: a child that another thread forked has all our files open until it execs.
+        """
         target = self._mountpoint(id)
+        tries = _BUSY_TRIES
         while _is_mounted(target):
             try:
-                umount2(target)
+                self._detach_mount(id, target)
             except OSError as error:
                 tries -= 1
                 if error.errno != errno.EBUSY or not tries:
                     raise
                 time.sleep(_BUSY_PAUSE)
+        self._unmounted(id)
+
+    def _detach_mount(self, id: LayerId, target: str) -> None:
+        """Unmount ``target``."""
+        umount2(target)
+
+    def _unmounted(self, id: LayerId) -> None:
+        """Do what is to be done when a layer is not, or no longer, mounted; often nothing."""
 
     def _hold(self, id: LayerId) -> Callable[[], None]:
         """Keep a layer from being removed; returns what ends that."""

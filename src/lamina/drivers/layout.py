@@ -20,8 +20,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lamina.drivers.base import check_id
 from lamina.drivers.staging import Staging
@@ -51,6 +53,36 @@ class Chain:
         ids, slash, base = data.partition(b"/")
         layers = tuple(check_id(line.decode()) for line in ids.splitlines())
         return cls(layers, Path(os.fsdecode(slash + base)) if slash else None)
+
+
+class Stage(Protocol):
+    """A place for what is half-made; see :class:`lamina.drivers.staging.Staging`."""
+
+    def directory(self) -> AbstractContextManager[str]:
+        """A new, empty directory; what of it is left after the block is deleted."""
+
+    def close(self) -> None:
+        """Give up what is held between two directories."""
+
+
+class AnyLayout(Protocol):
+    """What :class:`lamina.drivers.directory.DirectoryDriver` needs to know of where layers lie.
+
+    The methods are described at :class:`Layout`.
+    """
+
+    @property
+    def staging(self) -> Stage:
+        """Where layers are made and deleted."""
+
+    def path(self, id: LayerId, part: str, /) -> str: ...  # noqa: D102
+    def exists(self, id: LayerId, /) -> bool: ...  # noqa: D102
+    def ids(self) -> Iterator[LayerId]: ...  # noqa: D102
+    def chain(self, id: LayerId, /) -> Chain: ...  # noqa: D102
+    def chain_of_child(self, parent: LayerId | None, /) -> Chain: ...  # noqa: D102
+    def has_children(self, id: LayerId, /) -> bool: ...  # noqa: D102
+    def commit(self, staged: str, id: LayerId, chain: Chain, /) -> None: ...  # noqa: D102
+    def detach(self, id: LayerId, staged: str, /) -> None: ...  # noqa: D102
 
 
 class Layout:

@@ -47,7 +47,7 @@ class References:
             try:
                 yield
             finally:
-                os.close(fd)
+                _unlock(fd)
 
     def acquire(self, id: LayerId) -> int:
         """Take one reference; returns how many this process has now. Within a transition."""
@@ -65,14 +65,14 @@ class References:
             return False
         if count:
             del self._held[id]
-            os.close(fd)
+            _unlock(fd)
         return not self.taken(id)
 
     def drop(self, id: LayerId) -> None:
         """Give back all references that this process has. Within a transition."""
         fd, _ = self._held.pop(id, (-1, 0))
         if fd >= 0:
-            os.close(fd)
+            _unlock(fd)
 
     def mine(self, id: LayerId) -> bool:
         """Whether this process refers to the mount."""
@@ -171,3 +171,10 @@ class References:
         with open(new, "wb") as file:
             file.write(b"%d" % count)
         os.rename(new, self._path(id, "pin"))
+
+
+def _unlock(fd: int) -> None:
+    """Unlock and close. A child that another thread forks has a copy of the fd until it execs,
+    so that closing ours alone would leave the file locked."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)

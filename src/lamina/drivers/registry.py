@@ -11,6 +11,7 @@ from lamina.errors import DriverUnsupported, InvalidName
 
 _KNOWN: dict[str, str] = {
     "overlay": "lamina.drivers.overlay:OverlayDriver",
+    "aufs": "lamina.drivers.aufs:AufsDriver",
     "vfs": "lamina.drivers.vfs:VfsDriver",
 }
 """Best first: the order in which :func:`choose` asks. A module is imported when it is asked for."""

@@ -1,0 +1,251 @@
+"""The AUFS driver: what Docker's driver of that name did up to Docker 23, on any kernel.
+
+The layout on disk and the format of whiteouts are Docker's (drivers.aufs.layout), so that a
+store that Docker wrote is read as it is, and one that is written here can be taken to a machine
+with AUFS. The union is made by the kernel, or else by fuse-overlayfs (drivers.aufs.engines);
+option ``engine=kernel`` or ``engine=fuse`` insists on one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from lamina.archive import changes as compare
+from lamina.archive import fold, stack, whiteout
+from lamina.archive.changes import Change
+from lamina.archive.fuseoverlay import FUSE
+from lamina.archive.pack import pack
+from lamina.archive.stream import open_chunks
+from lamina.archive.tar import TarReader
+from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
+from lamina.archive.whiteout import View
+from lamina.drivers import naive
+from lamina.drivers.aufs.engines import KernelEngine, Union, choose, dirperm1
+from lamina.drivers.aufs.layout import AufsLayout, make_directory
+from lamina.drivers.base import NO_OPTIONS, nearest_existing
+from lamina.drivers.directory import DirectoryDriver
+from lamina.drivers.layout import Chain
+from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse, LayerNotFound
+from lamina.kernel import filesystems
+from lamina.kernel.idmap import IdMap
+from lamina.kernel.mount import ensure_mountpoint_private, umount2
+from lamina.kernel.mountinfo import is_mountpoint, mounts_below
+from lamina.kernel.rename import exchange
+from lamina.types import LayerId
+
+log = logging.getLogger(__name__)
+
+_INCOMPATIBLE = frozenset(
+    {filesystems.MAGIC_AUFS, filesystems.MAGIC_BTRFS, filesystems.MAGIC_ECRYPTFS}
+)
+
+
+class AufsDriver(DirectoryDriver):
+    """Layers as AUFS branches in Docker's layout. See the module and :class:`Driver`."""
+
+    name = "aufs"
+    known_options = frozenset({"engine"})
+
+    def __init__(
+        self,
+        home: Path,
+        run: Path,
+        *,
+        options: Mapping[str, str] = NO_OPTIONS,
+        idmap: IdMap = IdMap(),
+    ) -> None:
+        work = f"{home}/work"
+        self.engine, self._why = choose(options.get("engine"), work, str(run))
+        self.backing = _check_backing(home)
+        super().__init__(home, run, options=options, idmap=idmap)
+
+    def _make_layout(self) -> AufsLayout:
+        layout = AufsLayout(self.home, self.idmap.root)
+        if os.geteuid() == 0:
+            ensure_mountpoint_private(self.home)
+        layout.sweep()
+        return layout
+
+    @classmethod
+    def probe(cls, home: Path) -> None:
+        """See :meth:`Driver.probe`."""
+        choose(None, f"{home}/work", "")
+        _check_backing(home)
+
+    def close(self) -> None:
+        """See :meth:`Driver.close`. The home stays a mount point while unions stand below it."""
+        if is_mountpoint(self.home) and not mounts_below(self.home):
+            try:
+                umount2(self.home)
+            except OSError as error:
+                log.debug("can't unmount %s: %s", self.home, error)
+
+    def cleanup(self) -> None:
+        """See :meth:`Driver.cleanup`."""
+        super().cleanup()
+        self.close()
+
+    # -- life ---------------------------------------------------------------------------
+
+    def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
+        self._make_top(f"{staged}/diff", chain)
+
+    def _make_top(self, path: str, chain: Chain) -> None:
+        make_directory(path, 0o755, self.idmap.root)
+
+    # -- mounts -------------------------------------------------------------------------
+
+    def _mounts_home(self) -> Path:
+        return self.home / "mnt"
+
+    def _mount(self, id: LayerId, mount_label: str) -> Path:
+        chain = self.layout.chain(id)
+        diff, target = self.layout.path(id, "diff"), self._mountpoint(id)
+        if not os.path.isdir(diff):
+            raise LayerBroken(id, "its diff directory is gone")
+        if not chain:
+            return Path(diff)
+        if self._standing(target):
+            return Path(target)
+        if self.references.taken_elsewhere(id):
+            raise LayerInUse(id, "a process in another mount namespace has it mounted")
+        self.engine.settle(id, diff)
+        make_directory(target, 0o755, self.idmap.root)
+        self.engine.mount(Union(id, diff, self._branches(id, chain), target, mount_label))
+        return Path(target)
+
+    def _branches(self, id: LayerId, chain: Chain) -> list[str]:
+        branches = [self.layout.path(parent, "diff") for parent in chain.layers]
+        for parent, branch in zip(chain.layers, branches, strict=True):
+            if not os.path.isdir(branch):
+                raise LayerBroken(id, f"its parent {parent} is gone")
+        return branches
+
+    def _standing(self, target: str) -> bool:
+        """Whether a union is mounted and answers; a dead one is taken away."""
+        try:
+            if not is_mountpoint(target):
+                return False
+            os.stat(target)
+        except OSError:  # ENOTCONN: fuse-overlayfs was killed
+            umount2(target, 2)
+            return False
+        return True
+
+    def _detach_mount(self, id: LayerId, target: str) -> None:
+        self.engine.unmount(target, id)
+
+    def _unmounted(self, id: LayerId) -> None:
+        diff = self.layout.path(id, "diff")
+        if self.engine.unsettled(id) and os.path.isdir(diff):
+            self.engine.settle(id, diff)
+
+    # -- what is known ------------------------------------------------------------------
+
+    def status(self) -> list[tuple[str, str]]:
+        """See :meth:`Driver.status`; the first four are Docker's."""
+        kernel = isinstance(self.engine, KernelEngine)
+        return [
+            ("Root Dir", str(self.home)),
+            ("Backing Filesystem", self.backing),
+            ("Dirs", str(sum(1 for _ in self.ids()))),
+            ("Dirperm1 Supported", "true" if kernel and dirperm1() else "false"),
+            ("Union", self.engine.describe()),
+            ("Union Chosen", self._why),
+        ]
+
+    def metadata(self, id: LayerId) -> dict[str, str]:
+        """See :meth:`Driver.metadata`."""
+        chain = self.layout.chain(id)
+        facts = {"Branch": self.layout.path(id, "diff")}
+        if chain:
+            facts["Mountpoint"] = self._mountpoint(id)
+            facts["Parents"] = " ".join(chain.layers)
+        return facts
+
+    # -- differences --------------------------------------------------------------------
+
+    def _fill(
+        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    ) -> Unpacked:
+        chain = self.layout.chain(id)
+        self._make_top(f"{staged}/diff", chain)
+        return unpack(
+            reader,
+            f"{staged}/diff",
+            fmt=whiteout.AUFS,
+            idmap=self.idmap,
+            lowers=[Path(branch) for branch in self._branches(id, chain)],
+            options=options,
+        )
+
+    def _settle(self, staged: str, id: LayerId) -> None:
+        new, old = f"{staged}/diff", self.layout.path(id, "diff")
+        self.engine.settle(id, old)
+        try:
+            os.rename(new, old)  # over an empty directory
+        except OSError:
+            fold.squash([new, old], whiteout.AUFS, f"{staged}/both")
+            exchange(f"{staged}/both", old)
+
+    def _split(
+        self, id: LayerId, parent: LayerId | None
+    ) -> tuple[list[str], list[str], View] | None:
+        """The branches above and below ``parent``, and how to read them; None: not in the chain."""
+        chain = self.layout.chain(id)
+        ids = (id, *chain.layers)
+        if parent is not None and not self.layout.exists(parent):
+            raise LayerNotFound(parent)
+        if parent is not None and parent not in ids:
+            return None
+        branches = [self.layout.path(id, "diff"), *self._branches(id, chain)]
+        cut = len(ids) if parent is None else ids.index(parent)
+        view = FUSE if self.engine.unsettled(id) else whiteout.AUFS
+        return branches[:cut], branches[cut:], view
+
+    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+        """See :meth:`Driver.diff`. AUFS does not need the parent for it."""
+        release = self._hold(id)
+        try:
+            split = self._split(id, parent)
+            if split is None:
+                return naive.diff(self, id, parent, on_close=release)
+            uppers, lowers, view = split
+            below = lowers if len(uppers) > 1 else None
+            chunks = pack(uppers, fmt=view, idmap=self.idmap, lowers=below)
+        except BaseException:
+            release()
+            raise
+        return open_chunks(chunks, release)
+
+    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
+        """See :meth:`Driver.changes`."""
+        split = self._split(id, parent)
+        if split is None:
+            return naive.changes(self, id, parent)
+        return compare.changes_from_uppers(*split)
+
+    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
+        """See :meth:`Driver.diff_size`. AUFS does not need the parent for it."""
+        split = self._split(id, parent)
+        if split is None:
+            return naive.diff_size(self, id, parent)
+        return stack.size(stack.walk(split[0], split[2]))
+
+
+def _check_backing(home: Path) -> str:
+    """The file system of ``home``, or of what is to hold it.
+
+    Raises:
+        DriverUnsupported: AUFS does not work on it.
+    """
+    place = nearest_existing(home)
+    magic = filesystems.magic(place)
+    name = filesystems.name(magic)
+    if magic in _INCOMPATIBLE:
+        raise DriverUnsupported("aufs", f"AUFS is not supported over {name} (at {place})")
+    return name
