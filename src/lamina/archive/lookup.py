@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from lamina.archive.descent import Descent, Tree
 from lamina.archive.stack import merge
@@ -32,6 +33,10 @@ class Found:
         return stat.S_ISDIR(self.status.st_mode)
 
 
+Mention: TypeAlias = tuple[int, Found]
+"""The number of a layer, and its entry."""
+
+
 class Lookup:
     """The merged view of layers, topmost first, as seen from one directory of it.
 
@@ -41,6 +46,8 @@ class Lookup:
     def __init__(self, layers: Sequence[Tree], fmt: View) -> None:
         self._fmt = fmt
         self._descent = Descent(layers)
+        self._asked: tuple[bytes, list[Mention], Iterator[Mention]] | None = None
+        """The name last found, where it was, and the layers below: entering it goes on there."""
 
     @property
     def depth(self) -> int:
@@ -54,7 +61,10 @@ class Lookup:
 
     def find(self, name: bytes) -> Found | None:
         """The entry of that name that shows here, or None."""
-        return next((found for _, found in self._mentions(name)), None)
+        mentions = self._mentions(name)
+        first = list(islice(mentions, 1))
+        self._asked = name, first, mentions
+        return first[0][1] if first else None
 
     def names(self) -> list[bytes]:
         """All names that show here, sorted."""
@@ -63,18 +73,24 @@ class Lookup:
 
     def enter(self, name: bytes) -> None:
         """Go down. Where no directory of that name shows, nothing shows from there on."""
+        first: list[Mention] = []
+        mentions = self._mentions(name)
+        if self._asked is not None and self._asked[0] == name:
+            _, first, mentions = self._asked
         merged = []
-        for number, found in self._mentions(name):
+        for number, found in chain(first, mentions):
             if not found.is_directory:
                 break
             merged.append(number)
+        self._asked = None
         self._descent.enter(name, merged, self._transparent)
 
     def leave(self) -> None:
         """Go back up."""
+        self._asked = None
         self._descent.leave()
 
-    def _mentions(self, name: bytes) -> Iterator[tuple[int, Found]]:
+    def _mentions(self, name: bytes) -> Iterator[Mention]:
         for number, fd in self._descent.fds.items():
             status = self._fmt.lookup(fd, name)
             if status is HIDDEN:

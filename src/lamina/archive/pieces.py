@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from mmap import mmap
 from typing import Final
 
 PIECE: Final = 1 << 20
@@ -21,8 +22,9 @@ class Pieces:
     """
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(PIECE))
-        self._other = memoryview(bytearray(PIECE))
+        # Anonymous mappings: a small layer pays for the pages that it fills, not for both buffers.
+        self._buffer = memoryview(mmap(-1, PIECE))
+        self._other = memoryview(mmap(-1, PIECE))
         self._used = 0
         self._full: list[bytes | memoryview] = []
 
