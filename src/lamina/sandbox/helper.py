@@ -35,17 +35,23 @@ def run_helper(
     input: bytes | None = None,
     timeout: float | None = None,
     forward_signals: bool = False,
+    on_terminal: bool | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run ``main`` of a module of this room in a helper interpreter, and wait for it.
 
     ``spec`` is what marshal can write. With ``forward_signals``, from the main thread, INT,
     TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command, which then decides; else they do
-    to the caller what they always do. If the caller stops waiting (an exception, a timeout)
-    everything that the helper started is killed before this returns.
+    to the caller what they always do. ``on_terminal`` (whether one of the three files is one)
+    says that the command stays in the caller's session, on its terminal.
+
+    If the caller stops waiting (an exception, a timeout) everything that the helper started is
+    killed before this returns.
     """
     if input is not None:
         stdin = subprocess.PIPE
-    on_terminal = any(_is_terminal(file, fd) for fd, file in enumerate((stdin, stdout, stderr)))
+    if on_terminal is None:
+        files = enumerate((stdin, stdout, stderr))
+        on_terminal = any(_is_terminal(file, fd) for fd, file in files)
     full = {
         **spec,
         "caller": os.getpid(),

@@ -46,7 +46,7 @@ def supervise_container(spec: Spec) -> int:
     pid = os.fork()
     if pid == 0:
         os.close(alive)
-        _run_in_child(spec, pid_one)
+        run_in_child(spec, pid_one)
     os.close(spec["errors"])
     return child.supervise(pid, passed_on(spec["on_terminal"]))
 
@@ -71,7 +71,7 @@ def pid_one(spec: Spec) -> int:
     inside.enter_root(spec)
     pid = os.fork()
     if pid == 0:
-        _run_in_child(spec, become_command)
+        run_in_child(spec, become_command)
     os.close(spec["errors"])
     return child.supervise(pid, passed_on(spec["on_terminal"]))
 
@@ -87,7 +87,7 @@ def become_command(spec: Spec) -> int:
     child.execute(spec["argv"], spec["env"])
 
 
-def _run_in_child(spec: Spec, work: Any) -> NoReturn:
+def run_in_child(spec: Spec, work: Any) -> NoReturn:
     """The rest of a forked child's life."""
     try:
         status = work(spec)
