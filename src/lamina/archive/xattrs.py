@@ -55,6 +55,7 @@ DEFAULT_POLICY: Final = XattrPolicy(
         ("user.overlay.", False),
         ("user.", True),
         ("trusted.overlay.", False),
+        ("trusted.SGI_ACL_", False),  # how XFS shows POSIX ACLs once more
         ("trusted.", True),
         (CAPABILITY, True),
         (ACL_ACCESS, True),
