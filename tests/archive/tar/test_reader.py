@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lamina.archive.tar import Entry, TarReader, Type
+from lamina.archive.tar import TarReader, Type
 from lamina.archive.tar.source import BUFFER
 from lamina.errors import InvalidArchive
 from tests.archive.tar.blocks import (
@@ -22,7 +22,6 @@ from tests.archive.tar.blocks import (
     Trickle,
     contents,
     entries,
-    extended,
     file,
     header,
     only,
@@ -374,8 +373,3 @@ def test_memory_does_not_depend_on_the_archive() -> None:
 
     peak(10)
     assert peak(500) < peak(20) + 200_000
-
-
-def test_an_entry_can_be_made_with_a_name_alone() -> None:
-    assert Entry(b"a").type is Type.FILE
-    assert extended(b"")[156:157] == b"x"

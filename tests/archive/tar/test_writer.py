@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lamina.archive.tar import END, Entry, TarReader, TarWriter, Type, encode, padding
-from tests.archive.tar.blocks import contents, only
+from tests.archive.tar.blocks import OnlyRead, contents, only
 
 SECOND = 10**9
 
@@ -80,15 +80,7 @@ def test_what_does_not_fit_has_a_pax_header(entry: Entry) -> None:
 
 def read_header(archive: bytes) -> Entry:
     """Read an entry from headers that no payload follows."""
-
-    class Zeros:
-        def __init__(self) -> None:
-            self._stream = io.BytesIO(archive)
-
-        def read(self, size: int, /) -> bytes:
-            return self._stream.read(size)
-
-    return next(TarReader(Zeros()))
+    return next(TarReader(OnlyRead(archive)))
 
 
 def same(written: Entry, found: Entry) -> bool:
