@@ -8,6 +8,7 @@ option ``engine=kernel`` or ``engine=fuse`` insists on one.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from lamina.drivers.layout import Chain
 from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse, LayerNotFound
 from lamina.kernel import filesystems
 from lamina.kernel.idmap import IdMap
-from lamina.kernel.mount import ensure_mountpoint_private, umount2
+from lamina.kernel.mount import MNT_DETACH, ensure_mountpoint_private, umount2
 from lamina.kernel.mountinfo import is_mountpoint, mounts_below
 from lamina.kernel.rename import exchange
 from lamina.types import LayerId
@@ -130,9 +131,11 @@ class AufsDriver(DirectoryDriver):
         try:
             if not is_mountpoint(target):
                 return False
-            os.stat(target)
-        except OSError:  # ENOTCONN: fuse-overlayfs was killed
-            umount2(target, 2)
+            os.statvfs(target)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            umount2(target, MNT_DETACH)  # fuse-overlayfs was killed
             return False
         return True
 

@@ -204,7 +204,7 @@ def make_directory(path: str, mode: int, owner: tuple[int, int]) -> None:
     except FileExistsError:
         return
     os.chmod(path, mode)
-    if owner != (os.geteuid(), os.getegid()):
+    if os.geteuid() == 0 and owner != (0, 0):
         os.chown(path, *owner)
 
 
