@@ -17,6 +17,7 @@ from lamina.errors import ApplyConflict, CommandNotFound
 from lamina.kernel import mount
 from lamina.sandbox import fork as fork_module
 from lamina.sandbox.fork import Fork, fork_machine
+from tests.sandbox.terminal import Terminal
 from tests.users import User
 
 SOURCE = str(Path(fork_module.__file__).parents[2])
@@ -240,6 +241,44 @@ def test_only_what_is_a_directory_can_be_forked(place: Path, store: Path) -> Non
     with pytest.raises(NotADirectoryError):
         fork_machine(store / "fork", only=place / "file")
     assert os.listdir(store) == []
+
+
+def test_the_classic_mount_takes_any_name(tmp_path: Path) -> None:
+    lower = tmp_path / "a:b,c\\d e"
+    for path in (lower, tmp_path / "0/upper", tmp_path / "0/work", tmp_path / "root"):
+        path.mkdir(parents=True)
+    (lower / "file").write_text("content")
+    code = (
+        "import os\n"
+        "from lamina.kernel import mount, namespaces\n"
+        "from lamina.sandbox.forked import _Machine\n"
+        "namespaces.unshare(namespaces.CLONE_NEWNS)\n"
+        "mount.make_private('/', recursive=True)\n"
+        f"machine = _Machine({{'workdir': {str(tmp_path)!r}, 'user': False, 'steps': []}})\n"
+        "machine.by_descriptor = False\n"
+        f"machine.stack(os.fsencode({str(lower)!r}), b'/', 0)\n"
+        f"print(os.listdir({str(tmp_path / 'root')!r}))\n"
+    )
+    argv = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(argv, env={"PYTHONPATH": SOURCE}, check=True, stdout=subprocess.PIPE)
+    assert done.stdout == b"['file']\n"
+
+
+def test_ctrl_c_on_the_terminal_is_the_commands(store: Path) -> None:
+    script = "trap 'echo caught; exit 9' INT; tty; echo ready; while :; do sleep 0.1; done"
+    terminal = Terminal(
+        "from pathlib import Path; from lamina.sandbox.fork import fork_machine; import os, sys\n"
+        "print('ours', os.ttyname(0))\n"
+        f"with fork_machine(Path({str(store)!r}) / 'fork') as fork:\n"
+        f"    done = fork.run(['sh', '-c', {script!r}], forward_signals=True)\n"
+        "sys.exit(done.returncode)"
+    )
+    terminal.read_until(b"ready")
+    _, ours, found, *_ = terminal.output.split()
+    assert found == ours
+    os.write(terminal.fd, b"\x03")
+    terminal.read_until(b"caught")
+    assert terminal.wait() == 9
 
 
 # --- apply

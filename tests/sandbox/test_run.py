@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +18,7 @@ from lamina.kernel.idmap import IdMap, IdRange
 from lamina.sandbox import run as run_module
 from lamina.sandbox.run import Bind, run
 from tests.sandbox.roots import make_small_root, tree
+from tests.sandbox.terminal import Terminal
 from tests.users import User
 
 SOURCE = str(Path(run_module.__file__).parents[2])
@@ -467,28 +466,6 @@ def test_a_missing_root(tmp_path: Path) -> None:
 # --- the terminal
 
 
-class Terminal:
-    """A program run on a terminal of its own, as its session's leader."""
-
-    def __init__(self, code: str) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.execve(sys.executable, [sys.executable, "-c", code], {"PYTHONPATH": SOURCE})
-        self.output = b""
-
-    def read_until(self, text: bytes, seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.output:
-            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
-            assert ready, self.output
-            self.output += os.read(self.fd, 4096)
-
-    def wait(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status)
-
-
 def on_terminal(root: Path, script: str) -> Terminal:
     return Terminal(
         "from lamina.sandbox.run import run; import os, sys\n"
@@ -559,6 +536,31 @@ def test_an_ordinary_user_is_root_inside(user_root: Path, ordinary_user: User) -
 def test_an_ordinary_user_has_no_other_ids(user_root: Path, ordinary_user: User) -> None:
     with pytest.raises(UnmappedId, match="1000"):
         ordinary_user.call(said, user_root, "true", user="ann")
+
+
+def test_root_of_a_user_namespace_made_before(user_root: Path, ordinary_user: User) -> None:
+    code = (
+        "import os; from pathlib import Path\n"
+        "from lamina.kernel import namespaces\n"
+        "from lamina.sandbox.run import run\n"
+        "uid, gid = os.getuid(), os.getgid()\n"
+        "namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)\n"
+        "namespaces.write_own_maps('self', [f'0 {uid} 1'], [f'0 {gid} 1'])\n"
+        "for network in ('none', 'host'):\n"
+        f"    run(Path({str(user_root)!r}), ['sh', '-c', 'id -u; ls -d /sys/class /dev/null'],\n"
+        "        network=network, check=True)\n"
+        "try:\n"
+        f"    run(Path({str(user_root)!r}), ['true'], user='ann')\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    before = tree(user_root)
+    done = ordinary_user.run([ordinary_user.python, "-S", "-c", code])
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    assert lines[:3] * 2 == lines[:6] == ["0", "/dev/null", "/sys/class"] * 2
+    assert "1000:1000" in lines[6] and "user namespace" in lines[6]
+    assert tree(user_root) == before
 
 
 def test_an_id_map_with_ranges(root: Path) -> None:

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lamina.archive.changes import Change, Kind, changes_from_uppers
-from lamina.archive.fold import fold, squash
 from lamina.archive.nodes import Copier
 from lamina.archive.owners import for_process
 from lamina.archive.stack import walk
@@ -206,6 +205,8 @@ class Fork:
         Raises ApplyConflict, before anything is done, when the machine changed meanwhile where
         the fork did; OSError when writing fails, which leaves what was done until then.
         """
+        from lamina.archive.fold import fold  # not on the way of a fork that is discarded
+
         found = self.conflicts()
         if found:
             raise ApplyConflict(found)
@@ -219,6 +220,8 @@ class Fork:
         For keeping them as an image. Files are moved where ``into`` is on the same file system;
         the fork is then good for nothing.
         """
+        from lamina.archive.fold import squash
+
         into.mkdir(mode=0o755, exist_ok=True)
         copier = self._copier()
         parents: list[bytes] = []

@@ -7,6 +7,7 @@ with the one before it, and the kernel kills a pid namespace with its pid 1.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -163,12 +164,28 @@ def drop_rights(spec: Spec) -> None:
     """Capabilities, groups, user: in the order in which each still may."""
     keep = spec["capabilities"]
     process.limit_bounding_set(keep)
-    if spec["groups"] is not None:
-        os.setgroups(spec["groups"])
-    os.setresgid(spec["gid"], spec["gid"], spec["gid"])
-    os.setresuid(spec["uid"], spec["uid"], spec["uid"])
+    uid, gid = spec["uid"], spec["gid"]
+    try:
+        if _may_set_groups():
+            os.setgroups(spec["groups"])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        why = error.strerror
+        if error.errno == errno.EINVAL:
+            why = "no such id in this user namespace"
+        raise OSError(error.errno, why, f"user {uid}:{gid}") from None
     _, permitted, _ = process.capget()
-    if spec["uid"] == 0:
+    if uid == 0:
         process.capset(keep & permitted, keep & permitted, 0)
     if spec["no_new_privs"]:
         process.set_no_new_privs()
+
+
+def _may_set_groups() -> bool:
+    """Not in a user namespace of one id that an ordinary user made (user_namespaces(7))."""
+    try:
+        with open("/proc/self/setgroups", "rb") as file:
+            return file.read().strip() != b"deny"
+    except FileNotFoundError:  # a root without a proc
+        return True

@@ -114,7 +114,7 @@ def run(
             "cwd": cwd,
             "uid": who.uid,
             "gid": who.gid,
-            "groups": list(who.groups) if len(uid_map) != 1 else None,
+            "groups": list(who.groups),
             "private_network": network == "none",
             "hostname": hostname,
             "capabilities": capability_mask(capabilities),
