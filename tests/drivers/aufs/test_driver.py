@@ -84,16 +84,14 @@ def test_stale_removals_are_swept_and_what_can_not_be_is_logged(
         (home / part / "old-removing/deep").mkdir(parents=True)
         (home / part / "stuck-removing").mkdir()
         (home / part / "kept").mkdir()
-    from lamina.drivers.aufs import layout
-
-    remove = layout.remove_tree
+    from lamina.kernel.remove import remove_tree as remove
 
     def refuse(path: str) -> None:
         if "stuck" in path:
             raise OSError(errno.EBUSY, "Device or resource busy", path)
         remove(path)
 
-    monkeypatch.setattr(layout, "remove_tree", refuse)
+    monkeypatch.setattr("lamina.drivers.aufs.layout.remove_tree", refuse)
     AufsDriver(home, tmp_path / "run").cleanup()
     for part in ("mnt", "diff"):
         assert sorted(os.listdir(home / part)) == ["kept", "stuck-removing"]
@@ -385,7 +383,7 @@ def test_settling_can_be_interrupted_anywhere(
         stop()
         real_strip(file)
 
-    monkeypatch.setattr(fuseoverlay.os, "unlink", unlink)
+    monkeypatch.setattr("os.unlink", unlink)
     monkeypatch.setattr(fuseoverlay, "_strip", strip)
     for steps in range(30):
         left[0] = steps

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,12 +41,12 @@ class Recorder:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(engines, "mount", recorder)
     monkeypatch.setattr(engines, "dirperm1", lambda: True)
-    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
-    return iter([recorder]).__next__()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    return recorder
 
 
 def branches_of(data: str) -> list[str]:
@@ -130,7 +129,7 @@ def test_auplink_flushes_before_the_unmount(
     tool = tmp_path / "auplink"
     tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nexit 1\n')
     tool.chmod(0o755)
-    monkeypatch.setattr(engines.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr("shutil.which", lambda name: str(tool))
     KernelEngine().unmount("/mnt/id", "id")
     assert (tmp_path / "said").read_text() == "/mnt/id flush\n"
     assert kernel.calls == [("umount", "/mnt/id")]
@@ -158,9 +157,9 @@ def test_dirperm1_is_found_out_by_one_mount(
 
 @pytest.mark.root
 def test_why_the_kernel_engine_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.filesystems, "supported", lambda name: False)
+    monkeypatch.setattr("lamina.kernel.filesystems.supported", lambda name: False)
     assert KernelEngine.missing() == "AUFS was not found in /proc/filesystems"
-    monkeypatch.setattr(engines.filesystems, "supported", lambda name: True)
+    monkeypatch.setattr("lamina.kernel.filesystems.supported", lambda name: True)
     assert KernelEngine.missing() is None
-    monkeypatch.setattr(engines.namespaces, "in_user_namespace", lambda: True)
+    monkeypatch.setattr("lamina.kernel.namespaces.in_user_namespace", lambda: True)
     assert KernelEngine.missing() == "AUFS cannot be used in a user namespace"
