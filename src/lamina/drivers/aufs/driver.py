@@ -133,7 +133,7 @@ class AufsDriver(DirectoryDriver):
                 return False
             os.statvfs(target)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
                 raise
             umount2(target, MNT_DETACH)  # fuse-overlayfs was killed
             return False
