@@ -93,7 +93,7 @@ def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-WIDTH, ROW, LABEL, RIGHT = 960, 30, 430, 110
+WIDTH, ROW, LABEL, RIGHT = 1000, 30, 430, 170
 
 
 def plot(groups: list[Group]) -> str:

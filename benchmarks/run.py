@@ -47,7 +47,7 @@ def lines(ground: Ground, rounds: int) -> Iterator[Line]:
         for peer, (name, limit) in peers.items():
             mine, theirs = (statistics.median(times[n]) * 1e3 for n in (ours, peer))
             yield Line(
-                what, mine, theirs, name, mine / theirs, limit, unit="ms",
+                f"{what}, beside {peer}", mine, theirs, name, mine / theirs, limit, unit="ms",
                 samples={n: times[n] for n in (ours, peer)},
             )  # fmt: skip
 

@@ -65,7 +65,7 @@ def lines(ground: Ground, rounds: int) -> Iterator[Line]:
     for kind, measured in peaks.items():
         over = statistics.median(measured) - interpreter
         yield Line(
-            f"peak memory of that over the interpreter's, {kind}", over, theirs, umoci, over,
+            f"peak memory over the interpreter's, unpacking {kind}", over, theirs, umoci, over,
             MEMORY_LIMIT, unit="MiB", suffix=" MiB", samples={"ours": measured},
         )  # fmt: skip
 
