@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lamina
+import lamina.store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src/lamina"
@@ -105,3 +106,24 @@ def anchors(document: Path) -> set[str]:
     """The anchors that a renderer gives to the headings of a document."""
     titles = re.findall(r"^#+ +(.+?) *$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_reference_names_every_error() -> None:
+    text = (REPOSITORY / "docs/reference.md").read_text()
+    tree = ast.parse((PACKAGE / "errors.py").read_bytes())
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert [name for name in classes if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["Store", "Image", "Container"])
+def test_the_reference_names_every_member(name: str) -> None:
+    text = (REPOSITORY / "docs/reference.md").read_text()
+    members = [member for member in vars(getattr(lamina.store, name)) if member[0] != "_"]
+    assert [m for m in members if not re.search(rf"`{m}[`(]", text)] == []
+
+
+def test_the_commands_are_what_the_script_writes(tmp_path: Path) -> None:
+    written = tmp_path / "commands.md"
+    subprocess.run([sys.executable, REPOSITORY / "scripts/reference", written], check=True)
+    shown = (REPOSITORY / "docs/commands.md").read_text()
+    assert written.read_text() == shown, "run scripts/reference"
