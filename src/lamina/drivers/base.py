@@ -61,14 +61,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
 
-from lamina.archive.changes import Change
-from lamina.archive.tar import Observer
-from lamina.archive.unpack import Unpacked, UnpackOptions
 from lamina.errors import InvalidName, OptionUnsupported, printable
 from lamina.kernel.idmap import IdMap
 from lamina.types import LayerId
+
+# Starting a container neither packs nor unpacks: drivers import those parts of archive/ in the
+# methods that use them, for they would double the time that a command takes to start.
+if TYPE_CHECKING:
+    from lamina.archive.changes import Change
+    from lamina.archive.tar import Observer
+    from lamina.archive.unpack import Unpacked, UnpackOptions
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]{0,199}")
 
@@ -311,7 +315,7 @@ class Driver(ABC):
         stream: BinaryIO,
         *,
         observer: Observer | None = None,
-        options: UnpackOptions = UnpackOptions(),
+        options: UnpackOptions | None = None,
     ) -> Unpacked:
         """Unpack an uncompressed OCI layer tar into the layer: all of it, or nothing.
 

@@ -7,11 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from lamina.archive.tar import Observer, TarReader
-from lamina.archive.unpack import Unpacked, UnpackOptions
-from lamina.drivers import naive
 from lamina.drivers.base import (
     NO_OPTIONS,
     Driver,
@@ -27,6 +24,10 @@ from lamina.kernel.mount import umount2
 from lamina.kernel.mountinfo import is_mountpoint, mounts_below
 from lamina.kernel.path import open_in_root
 from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.tar import Observer, TarReader
+    from lamina.archive.unpack import Unpacked, UnpackOptions
 
 _BUSY_TRIES = 5
 _BUSY_PAUSE = 0.1  # seconds
@@ -229,13 +230,19 @@ class DirectoryDriver(Driver):
         stream: BinaryIO,
         *,
         observer: Observer | None = None,
-        options: UnpackOptions = UnpackOptions(),
+        options: UnpackOptions | None = None,
     ) -> Unpacked:
         """See :meth:`Driver.apply`."""
+        from lamina.archive.tar import TarReader
+        from lamina.archive.unpack import UnpackOptions
+        from lamina.drivers import naive
+
+        reader = TarReader(stream, observer=observer)
+        options = options or UnpackOptions()
         if parent != self.parent(id):
-            return naive.apply(self, id, TarReader(stream, observer=observer), options)
+            return naive.apply(self, id, reader, options)
         with self.layout.staging.directory() as staged:
-            unpacked = self._fill(staged, id, TarReader(stream, observer=observer), options)
+            unpacked = self._fill(staged, id, reader, options)
             with self.references.transition(id):
                 if self.references.taken(id):
                     raise LayerInUse(id, "it is mounted")

@@ -14,35 +14,27 @@ a mount when its lower directories change (Documentation/filesystems/overlayfs.r
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
-from lamina.archive import changes as compare
-from lamina.archive import fold, stack, whiteout
-from lamina.archive.changes import Change
-from lamina.archive.pack import pack
-from lamina.archive.stream import open_chunks
-from lamina.archive.tar import TarReader
-from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
-from lamina.drivers import naive
 from lamina.drivers.base import NO_OPTIONS, nearest_existing
-from lamina.drivers.directory import DirectoryDriver
 from lamina.drivers.layout import Chain
 from lamina.drivers.overlaymount import Overlay, by_descriptor
-from lamina.drivers.size import limit_size, parse_size
+from lamina.drivers.stacking import StackingDriver
 from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse
 from lamina.kernel import filesystems, namespaces, xattr
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import umount2
 from lamina.kernel.mountinfo import is_mountpoint
 from lamina.kernel.remove import remove_tree
-from lamina.kernel.rename import exchange
 from lamina.types import LayerId
 
+if TYPE_CHECKING:
+    from lamina.archive.whiteout import Format
 
-class OverlayDriver(DirectoryDriver):
+
+class OverlayDriver(StackingDriver):
     """Layers as overlayfs directories. See the module and :class:`Driver`."""
 
     name = "overlay"
@@ -58,7 +50,6 @@ class OverlayDriver(DirectoryDriver):
     ) -> None:
         super().__init__(home, run, options=options, idmap=idmap)
         self.userxattr = namespaces.in_user_namespace()
-        self.format = whiteout.OVERLAY_USER if self.userxattr else whiteout.OVERLAY
 
     @classmethod
     def probe(cls, home: Path) -> None:
@@ -79,6 +70,8 @@ class OverlayDriver(DirectoryDriver):
 
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
         if "size" in options:
+            from lamina.drivers.size import limit_size, parse_size
+
             limit_size(staged, parse_size(options["size"]))
         self._make_top(f"{staged}/diff", chain)
         if chain:
@@ -98,10 +91,8 @@ class OverlayDriver(DirectoryDriver):
             os.chown(path, *owner)
         os.chmod(path, mode)
 
-    def _directories(self, chain: Chain) -> list[str]:
-        """The directories of a chain, nearest first."""
-        base = [] if chain.base is None else [str(chain.base)]
-        return [self.layout.path(id, "diff") for id in chain.layers] + base
+    def _format(self) -> Format:
+        return _format(self.userxattr)
 
     # -- mounts -------------------------------------------------------------------------
 
@@ -139,7 +130,7 @@ class OverlayDriver(DirectoryDriver):
         overlayfs leaves ``work/incompat/volatile`` behind and refuses to mount over it. The
         run directory is empty after a boot, so that a file there tells the two apart.
         """
-        seen = f"{self.run}/{id}.volatile"
+        seen = self._volatile_mark(id)
         left = self.layout.path(id, "work/work/incompat")
         if os.path.exists(left):
             if not os.path.exists(seen):
@@ -148,6 +139,17 @@ class OverlayDriver(DirectoryDriver):
                 )
             remove_tree(left)
         os.close(os.open(seen, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    def remove(self, id: LayerId) -> None:
+        """See :meth:`Driver.remove`."""
+        super().remove(id)
+        try:
+            os.unlink(self._volatile_mark(id))
+        except FileNotFoundError:
+            pass
+
+    def _volatile_mark(self, id: LayerId) -> str:
+        return f"{self.run}/{id}.volatile"
 
     # -- what is known ------------------------------------------------------------------
 
@@ -172,77 +174,19 @@ class OverlayDriver(DirectoryDriver):
             facts["MergedDir"] = self._mountpoint(id)
         return facts
 
-    # -- differences --------------------------------------------------------------------
 
-    def _fill(
-        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
-    ) -> Unpacked:
-        chain = self.layout.chain(id)
-        self._make_top(f"{staged}/diff", chain)
-        return unpack(
-            reader,
-            f"{staged}/diff",
-            fmt=self.format,
-            idmap=self.idmap,
-            lowers=[Path(lower) for lower in self._directories(chain)],
-            options=options,
-        )
+def _format(userxattr: bool) -> Format:
+    from lamina.archive import whiteout
 
-    def _settle(self, staged: str, id: LayerId) -> None:
-        new, old = f"{staged}/diff", self.layout.path(id, "diff")
-        try:
-            os.rename(new, old)  # over an empty directory
-        except OSError:
-            fold.squash([new, old], self.format, f"{staged}/both")
-            exchange(f"{staged}/both", old)
-
-    def _split(self, id: LayerId, parent: LayerId | None) -> tuple[list[str], list[str]] | None:
-        """The chain's directories above and below ``parent``; None if it is not in the chain."""
-        below = self.layout.chain(id)
-        chain = Chain((id, *below.layers), below.base)
-        if parent is None:
-            base = [] if below.base is None else [str(below.base)]
-            return self._directories(Chain(chain.layers)), base
-        self.layout.chain(parent)  # LayerNotFound
-        if parent not in chain.layers:
-            return None
-        cut = chain.layers.index(parent)
-        directories = self._directories(chain)
-        return directories[:cut], directories[cut:]
-
-    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
-        """See :meth:`Driver.diff`. Native against any layer of the chain, mounted or not."""
-        release = self._hold(id)
-        try:
-            split = self._split(id, parent)
-            if split is None:
-                return naive.diff(self, id, parent, on_close=release)
-            uppers, lowers = split
-            chunks = pack(uppers, fmt=self.format, idmap=self.idmap, lowers=lowers)
-        except BaseException:
-            release()
-            raise
-        return open_chunks(chunks, release)
-
-    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
-        """See :meth:`Driver.changes`. Native against any layer of the chain, mounted or not."""
-        split = self._split(id, parent)
-        if split is None:
-            return naive.changes(self, id, parent)
-        return compare.changes_from_uppers(*split, self.format)
-
-    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
-        """See :meth:`Driver.diff_size`. Native against any layer of the chain, mounted or not."""
-        split = self._split(id, parent)
-        if split is None:
-            return naive.diff_size(self, id, parent)
-        return stack.size(stack.walk(split[0], self.format))
+    return whiteout.OVERLAY_USER if userxattr else whiteout.OVERLAY
 
 
 def _try_mount(place: Path) -> None:
     """Mount an overlay with a whiteout and an opaque mark in a new directory; leave nothing."""
+    import tempfile
+
     userxattr = namespaces.in_user_namespace()
-    form = whiteout.OVERLAY_USER if userxattr else whiteout.OVERLAY
+    form = _format(userxattr)
     top = tempfile.mkdtemp(prefix=".lamina-probe-", dir=place)
     try:
         for part in ("lower", "upper", "work", "merged"):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,6 +85,8 @@ class Overlay:
         if len(self.lowers) > MAX_LOWERS:
             why = f"overlay of {len(self.lowers)} layers, {MAX_LOWERS} is the limit"
             raise MountError(errno.EINVAL, why, target)
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="lamina-links-") as links:
             names = [_short(number) for number in range(len(self.lowers))]
             for name, path in zip(names, self.lowers, strict=True):
@@ -129,6 +129,8 @@ def _short(number: int) -> str:
 
 def _mount_standing_in(directory: str, target: str, flags: int, data: str) -> None:
     """mount(2) with ``directory`` as working directory, that of a thread made for it alone."""
+    import threading
+
     failure: list[OSError] = []
 
     def work() -> None:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from lamina.archive import fold, whiteout
-from lamina.archive.changes import Change
-from lamina.archive.copytree import copy_tree
-from lamina.archive.tar import TarReader
-from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
-from lamina.drivers import naive
 from lamina.drivers.directory import DirectoryDriver
 from lamina.drivers.layout import Chain
 from lamina.kernel import filesystems
 from lamina.kernel.rename import exchange
 from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.changes import Change
+    from lamina.archive.tar import TarReader
+    from lamina.archive.unpack import Unpacked, UnpackOptions
 
 
 class VfsDriver(DirectoryDriver):
@@ -40,6 +39,8 @@ class VfsDriver(DirectoryDriver):
         tree = f"{staged}/diff"
         below = self._below(chain)
         if below is not None:
+            from lamina.archive.copytree import copy_tree
+
             copy_tree(below, tree)
             return
         os.mkdir(tree, 0o755)
@@ -72,6 +73,11 @@ class VfsDriver(DirectoryDriver):
     def _fill(
         self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
     ) -> Unpacked:
+        from lamina.archive import whiteout
+        from lamina.archive.copytree import copy_tree
+        from lamina.archive.fold import fold
+        from lamina.archive.unpack import unpack
+
         layer, tree, old = f"{staged}/layer", f"{staged}/diff", self.layout.path(id, "diff")
         os.mkdir(layer, 0o755)
         unpacked = unpack(
@@ -83,7 +89,7 @@ class VfsDriver(DirectoryDriver):
             options=options,
         )
         copy_tree(old, tree)
-        fold.fold([layer], whiteout.AUFS, tree, move=True)
+        fold([layer], whiteout.AUFS, tree, move=True)
         return unpacked
 
     def _settle(self, staged: str, id: LayerId) -> None:
@@ -91,12 +97,18 @@ class VfsDriver(DirectoryDriver):
 
     def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
         """See :meth:`Driver.diff`."""
+        from lamina.drivers import naive
+
         return naive.diff(self, id, parent, base=self.layout.chain(id).base)
 
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
         """See :meth:`Driver.changes`."""
+        from lamina.drivers import naive
+
         return naive.changes(self, id, parent, base=self.layout.chain(id).base)
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
         """See :meth:`Driver.diff_size`."""
+        from lamina.drivers import naive
+
         return naive.diff_size(self, id, parent, base=self.layout.chain(id).base)

@@ -203,7 +203,7 @@ def test_a_layers_file_without_its_diff_directory_is_broken(driver: AufsDriver, 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("missing\n", "parent missing is gone"),
+        ("missing\n", r"layer missing is broken: .* it is gone"),
         ("b\n", "circle"),
         ("a\na\n", "circle"),
         ("../../etc\n", "damaged"),

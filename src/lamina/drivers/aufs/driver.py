@@ -13,30 +13,22 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
-from lamina.archive import changes as compare
-from lamina.archive import fold, stack, whiteout
-from lamina.archive.changes import Change
-from lamina.archive.fuseoverlay import FUSE
-from lamina.archive.pack import pack
-from lamina.archive.stream import open_chunks
-from lamina.archive.tar import TarReader
-from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
-from lamina.archive.whiteout import View
-from lamina.drivers import naive
 from lamina.drivers.aufs.engines import KernelEngine, Union, choose, dirperm1
 from lamina.drivers.aufs.layout import AufsLayout, make_directory
 from lamina.drivers.base import NO_OPTIONS, nearest_existing
-from lamina.drivers.directory import DirectoryDriver
 from lamina.drivers.layout import Chain
-from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse, LayerNotFound
+from lamina.drivers.stacking import StackingDriver
+from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse
 from lamina.kernel import filesystems
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import MNT_DETACH, ensure_mountpoint_private, umount2
 from lamina.kernel.mountinfo import is_mountpoint, mounts_below
-from lamina.kernel.rename import exchange
 from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.whiteout import Format, View
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +37,7 @@ _INCOMPATIBLE = frozenset(
 )
 
 
-class AufsDriver(DirectoryDriver):
+class AufsDriver(StackingDriver):
     """Layers as AUFS branches in Docker's layout. See the module and :class:`Driver`."""
 
     name = "aufs"
@@ -116,15 +108,8 @@ class AufsDriver(DirectoryDriver):
             raise LayerInUse(id, "a process in another mount namespace has it mounted")
         self.engine.settle(id, diff)
         make_directory(target, 0o755, self.idmap.root)
-        self.engine.mount(Union(id, diff, self._branches(id, chain), target, mount_label))
+        self.engine.mount(Union(id, diff, self._directories(chain), target, mount_label))
         return Path(target)
-
-    def _branches(self, id: LayerId, chain: Chain) -> list[str]:
-        branches = [self.layout.path(parent, "diff") for parent in chain.layers]
-        for parent, branch in zip(chain.layers, branches, strict=True):
-            if not os.path.isdir(branch):
-                raise LayerBroken(id, f"its parent {parent} is gone")
-        return branches
 
     def _standing(self, target: str) -> bool:
         """Whether a union is mounted and answers; a dead one is taken away."""
@@ -172,72 +157,29 @@ class AufsDriver(DirectoryDriver):
 
     # -- differences --------------------------------------------------------------------
 
-    def _fill(
-        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
-    ) -> Unpacked:
-        chain = self.layout.chain(id)
-        self._make_top(f"{staged}/diff", chain)
-        return unpack(
-            reader,
-            f"{staged}/diff",
-            fmt=whiteout.AUFS,
-            idmap=self.idmap,
-            lowers=[Path(branch) for branch in self._branches(id, chain)],
-            options=options,
-        )
+    def _format(self) -> Format:
+        from lamina.archive.whiteout import AUFS
+
+        return AUFS
+
+    def _view(self, id: LayerId) -> View:
+        from lamina.archive.fuseoverlay import FUSE
+
+        return FUSE if self.engine.unsettled(id) else self._format()
+
+    def _lowers_to_pack(self, uppers: list[str], lowers: list[str]) -> list[str] | None:
+        """AUFS does not need the parent to pack a layer: all its marks are kept, as Docker does."""
+        return None if len(uppers) == 1 else lowers
 
     def _settle(self, staged: str, id: LayerId) -> None:
-        new, old = f"{staged}/diff", self.layout.path(id, "diff")
-        self.engine.settle(id, old)
-        try:
-            os.rename(new, old)  # over an empty directory
-        except OSError:
-            fold.squash([new, old], whiteout.AUFS, f"{staged}/both")
-            exchange(f"{staged}/both", old)
+        self.engine.settle(id, self.layout.path(id, "diff"))
+        super()._settle(staged, id)
 
-    def _split(
-        self, id: LayerId, parent: LayerId | None
-    ) -> tuple[list[str], list[str], View] | None:
-        """The branches above and below ``parent``, and how to read them; None: not in the chain."""
-        chain = self.layout.chain(id)
-        ids = (id, *chain.layers)
-        if parent is not None and not self.layout.exists(parent):
-            raise LayerNotFound(parent)
-        if parent is not None and parent not in ids:
-            return None
-        branches = [self.layout.path(id, "diff"), *self._branches(id, chain)]
-        cut = len(ids) if parent is None else ids.index(parent)
-        view = FUSE if self.engine.unsettled(id) else whiteout.AUFS
-        return branches[:cut], branches[cut:], view
-
-    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
-        """See :meth:`Driver.diff`. AUFS does not need the parent for it."""
-        release = self._hold(id)
-        try:
-            split = self._split(id, parent)
-            if split is None:
-                return naive.diff(self, id, parent, on_close=release)
-            uppers, lowers, view = split
-            below = lowers if len(uppers) > 1 else None
-            chunks = pack(uppers, fmt=view, idmap=self.idmap, lowers=below)
-        except BaseException:
-            release()
-            raise
-        return open_chunks(chunks, release)
-
-    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
-        """See :meth:`Driver.changes`."""
-        split = self._split(id, parent)
-        if split is None:
-            return naive.changes(self, id, parent)
-        return compare.changes_from_uppers(*split)
-
-    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
-        """See :meth:`Driver.diff_size`. AUFS does not need the parent for it."""
-        split = self._split(id, parent)
-        if split is None:
-            return naive.diff_size(self, id, parent)
-        return stack.size(stack.walk(split[0], split[2]))
+    def _directories(self, chain: Chain) -> list[str]:
+        for id in chain.layers:
+            if not os.path.isdir(self.layout.path(id, "diff")):
+                raise LayerBroken(id, "others stand on it, and it is gone")
+        return super()._directories(chain)
 
 
 def _check_backing(home: Path) -> str:

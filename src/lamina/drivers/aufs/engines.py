@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from lamina.archive import fuseoverlay
 from lamina.errors import DriverUnsupported, MountError
 from lamina.kernel import filesystems, mount, namespaces
 from lamina.kernel.remove import remove_tree
@@ -236,6 +235,8 @@ class FuseEngine(Engine):
     def settle(self, id: str, branch: str) -> None:
         """See :meth:`Engine.settle`. May be interrupted and done again."""
         if self.unsettled(id):
+            from lamina.archive import fuseoverlay
+
             fuseoverlay.settle(branch)
             remove_tree(f"{self._work}/{id}")
 

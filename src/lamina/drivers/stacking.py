@@ -1,0 +1,126 @@
+"""What the drivers share that stack layer directories: a layer's changes are read off its own.
+
+Packing, unpacking and comparing are imported in the methods that do them: see drivers.base.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamina.drivers.directory import DirectoryDriver
+from lamina.drivers.layout import Chain
+from lamina.kernel.rename import exchange
+from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.changes import Change
+    from lamina.archive.tar import TarReader
+    from lamina.archive.unpack import Unpacked, UnpackOptions
+    from lamina.archive.whiteout import Format, View
+
+
+class StackingDriver(DirectoryDriver):
+    """Differences are native against any layer of the chain, mounted or not."""
+
+    @abstractmethod
+    def _format(self) -> Format:
+        """How a layer's whiteouts are written."""
+
+    def _view(self, id: LayerId) -> View:
+        """How the layer's directory is to be read now."""
+        return self._format()
+
+    @abstractmethod
+    def _make_top(self, path: str, chain: Chain) -> None:
+        """Make the top directory of a new layer on ``chain``."""
+
+    def _directories(self, chain: Chain) -> list[str]:
+        """The directories of a chain, nearest first."""
+        base = [] if chain.base is None else [str(chain.base)]
+        return [self.layout.path(id, "diff") for id in chain.layers] + base
+
+    def _fill(
+        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    ) -> Unpacked:
+        from lamina.archive.unpack import unpack
+
+        chain = self.layout.chain(id)
+        self._make_top(f"{staged}/diff", chain)
+        return unpack(
+            reader,
+            f"{staged}/diff",
+            fmt=self._format(),
+            idmap=self.idmap,
+            lowers=[Path(lower) for lower in self._directories(chain)],
+            options=options,
+        )
+
+    def _settle(self, staged: str, id: LayerId) -> None:
+        new, old = f"{staged}/diff", self.layout.path(id, "diff")
+        try:
+            os.rename(new, old)  # over an empty directory
+        except OSError:
+            from lamina.archive.fold import squash
+
+            squash([new, old], self._format(), f"{staged}/both")
+            exchange(f"{staged}/both", old)
+
+    def _split(self, id: LayerId, parent: LayerId | None) -> tuple[list[str], list[str]] | None:
+        """The chain's directories above and below ``parent``; None if it is not in the chain."""
+        below = self.layout.chain(id)
+        chain = Chain((id, *below.layers), below.base)
+        if parent is None:
+            base = [] if below.base is None else [str(below.base)]
+            return self._directories(Chain(chain.layers)), base
+        self.layout.chain(parent)  # LayerNotFound
+        if parent not in chain.layers:
+            return None
+        cut = chain.layers.index(parent)
+        directories = self._directories(chain)
+        return directories[:cut], directories[cut:]
+
+    def _lowers_to_pack(self, uppers: list[str], lowers: list[str]) -> list[str] | None:
+        """Where to look which marks hide something; None keeps them all."""
+        return lowers
+
+    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+        """See :meth:`Driver.diff`."""
+        from lamina.archive.pack import pack
+        from lamina.archive.stream import open_chunks
+        from lamina.drivers import naive
+
+        release = self._hold(id)
+        try:
+            split = self._split(id, parent)
+            if split is None:
+                return naive.diff(self, id, parent, on_close=release)
+            uppers, lowers = split
+            below = self._lowers_to_pack(uppers, lowers)
+            chunks = pack(uppers, fmt=self._view(id), idmap=self.idmap, lowers=below)
+        except BaseException:
+            release()
+            raise
+        return open_chunks(chunks, release)
+
+    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
+        """See :meth:`Driver.changes`."""
+        from lamina.archive.changes import changes_from_uppers
+        from lamina.drivers import naive
+
+        split = self._split(id, parent)
+        if split is None:
+            return naive.changes(self, id, parent)
+        return changes_from_uppers(*split, self._view(id))
+
+    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
+        """See :meth:`Driver.diff_size`."""
+        from lamina.archive import stack
+        from lamina.drivers import naive
+
+        split = self._split(id, parent)
+        if split is None:
+            return naive.diff_size(self, id, parent)
+        return stack.size(stack.walk(split[0], self._view(id)))
