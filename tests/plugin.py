@@ -90,9 +90,18 @@ def ground(pytestconfig: pytest.Config) -> Path:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: only with --slow"))
+        _skip(items, "slow", "slow: only with --slow")
+    if not support.is_root():
+        skipped = _skip(items, "root", "needs root (with the right to mount)")
+        if skipped and support.in_ci():
+            raise pytest.UsageError(f"in CI this must be root: {skipped} tests need it")
+
+
+def _skip(items: list[pytest.Item], mark: str, reason: str) -> int:
+    marked = [item for item in items if item.get_closest_marker(mark)]
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))
+    return len(marked)
 
 
 # --- what a test may leave behind and log
@@ -102,8 +111,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     item.stash[_BEFORE] = leaks.Snapshot.take(str(item.config.stash[GROUND]))
     item.config.stash[_WARNINGS].records.clear()
-    if item.get_closest_marker("root") and not support.is_root():
-        support.missing("needs root (with the right to mount)")
     return (yield)
 
 

@@ -118,6 +118,23 @@ def test_a_missing_tool_skips_here_and_fails_in_ci(tmp_path: Path) -> None:
     assert (status, "in CI this must be there: needs no-such-tool" in output) == (1, True)
 
 
+def test_a_test_for_root_is_skipped_for_others_and_stops_ci(tmp_path: Path) -> None:
+    source = """
+    import pytest
+    from tests import plugin, support
+
+    @pytest.mark.root
+    def test_mounting(tmp_path): pass
+    """
+    (tmp_path / "conftest.py").write_text(
+        "from tests import support\nsupport.is_root = lambda: False\n"
+    )
+    status, output = run_pytest(tmp_path, source)
+    assert (status, "1 skipped" in output, "needs root" in output) == (0, True, True)
+    status, output = run_pytest(tmp_path, source, LAMINA_CI="1")
+    assert (status, "in CI this must be root: 1 tests need it" in output) == (4, True)
+
+
 def test_slow_tests_run_only_when_asked(tmp_path: Path) -> None:
     source = """
     import pytest
