@@ -82,10 +82,10 @@ def test_a_left_mount_or_loop_device_fails_and_is_unmounted_at_the_end(
             subprocess.run(["losetup", "-d", line.split()[2]], check=True)
     assert status == 1
     assert f"the test left behind:\n  {what}" in output
-    found = re.search(r"/\S*lamina-tests-\w+", output)
+    found = re.search(r"left behind:\n.*?(/\S*lamina-tests-\w+)/", output)
     assert found
-    assert found[0] not in Path("/proc/self/mountinfo").read_text()
-    assert not Path(found[0]).exists()
+    assert found[1] not in Path("/proc/self/mountinfo").read_text()
+    assert not Path(found[1]).exists()
 
 
 def test_an_unexpected_warning_in_the_log_fails(tmp_path: Path) -> None:
