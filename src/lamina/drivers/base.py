@@ -70,8 +70,11 @@ from lamina.types import LayerId
 # Starting a container neither packs nor unpacks: drivers import those parts of archive/ in the
 # methods that use them, for they would double the time that a command takes to start.
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamina.archive.changes import Change
     from lamina.archive.tar import Observer
+    from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]{0,199}")
@@ -332,6 +335,25 @@ class Driver(ABC):
     def apply_diff(self, id: LayerId, parent: LayerId | None, stream: BinaryIO) -> int:
         """:meth:`apply`; returns the layer's size in bytes, as :meth:`diff_size` counts."""
         return self.apply(id, parent, stream).size
+
+    def copy_in(
+        self,
+        id: LayerId,
+        parent: LayerId | None,
+        layer: Foreign,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Fill the layer from a layer directory that someone else keeps; its size in bytes.
+
+        Drivers that keep directories make it by links or copies, others by way of a tar.
+        ``progress`` is called with the bytes of each file. Raises as :meth:`apply`.
+        """
+        from lamina.archive.pack import pack
+        from lamina.archive.stream import open_chunks
+
+        with open_chunks(pack([layer.directory], fmt=layer.view)) as tar:
+            return self.apply_diff(id, parent, tar)
 
     @abstractmethod
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:

@@ -27,6 +27,7 @@ from lamina.types import LayerId
 
 if TYPE_CHECKING:
     from lamina.archive.tar import Observer, TarReader
+    from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
 _BUSY_TRIES = 5
@@ -42,6 +43,9 @@ class DirectoryDriver(Driver):
 
     known_options: frozenset[str] = frozenset()
     layer_options: frozenset[str] = frozenset()
+    """Options of create_read_write."""
+    image_options: frozenset[str] = frozenset()
+    """Options of create."""
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class DirectoryDriver(Driver):
         self, id: LayerId, parent: LayerId | None = None, *, options: Mapping[str, str] = NO_OPTIONS
     ) -> None:
         """See :meth:`Driver.create`."""
-        check_options(self.name, options, frozenset())
+        check_options(self.name, options, self.image_options)
         self._create(id, self.layout.chain_of_child(parent), options)
 
     def create_read_write(
@@ -117,6 +121,8 @@ class DirectoryDriver(Driver):
             try:
                 if self.references.taken_elsewhere(id):
                     raise LayerInUse(id, "it is mounted")
+                if self.layout.has_children(id):  # before its mount goes, which they may need
+                    raise LayerInUse(id, "it has child layers")
                 self.references.drop(id)
                 self._unmount(id)
                 self.layout.detach(id, staged)
@@ -243,18 +249,47 @@ class DirectoryDriver(Driver):
             return naive.apply(self, id, reader, options)
         with self.layout.staging.directory() as staged:
             unpacked = self._fill(staged, id, reader, options)
-            with self.references.transition(id):
-                if self.references.taken(id):
-                    raise LayerInUse(id, "it is mounted")
-                if self.layout.has_children(id):
-                    raise LayerInUse(id, "it has child layers")
-                self._settle(staged, id)
+            self._let_appear(staged, id)
         return unpacked
+
+    def copy_in(
+        self,
+        id: LayerId,
+        parent: LayerId | None,
+        layer: Foreign,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """See :meth:`Driver.copy_in`. Owners are taken as they are: a mapped store goes by tar."""
+        if self.idmap or parent != self.parent(id):
+            return super().copy_in(id, parent, layer, progress=progress)
+        with self.layout.staging.directory() as staged:
+            size = self._copy(staged, id, layer, progress)
+            self._let_appear(staged, id)
+        return size
+
+    def _let_appear(self, staged: str, id: LayerId) -> None:
+        with self.references.transition(id):
+            if self.references.taken(id):
+                raise LayerInUse(id, "it is mounted")
+            if self.layout.has_children(id):
+                raise LayerInUse(id, "it has child layers")
+            self._settle(staged, id)
 
     def _fill(
         self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
     ) -> Unpacked:
         """Unpack a tar below ``staged``."""
+        raise NotImplementedError
+
+    def _copy(
+        self,
+        staged: str,
+        id: LayerId,
+        layer: Foreign,
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        """Make below ``staged`` what a foreign layer says; bytes of its files."""
         raise NotImplementedError
 
     def _settle(self, staged: str, id: LayerId) -> None:

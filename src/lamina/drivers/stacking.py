@@ -16,8 +16,11 @@ from lamina.kernel.rename import exchange
 from lamina.types import LayerId
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamina.archive.changes import Change
     from lamina.archive.tar import TarReader
+    from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
     from lamina.archive.whiteout import Format, View
 
@@ -57,6 +60,18 @@ class StackingDriver(DirectoryDriver):
             lowers=[Path(lower) for lower in self._directories(chain)],
             options=options,
         )
+
+    def _copy(
+        self,
+        staged: str,
+        id: LayerId,
+        layer: Foreign,
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        from lamina.archive.transplant import transplant
+
+        self._make_top(f"{staged}/diff", self.layout.chain(id))
+        return transplant(layer, f"{staged}/diff", self._format(), progress=progress)
 
     def _settle(self, staged: str, id: LayerId) -> None:
         new, old = f"{staged}/diff", self.layout.path(id, "diff")

@@ -20,8 +20,11 @@ from lamina.kernel.rename import exchange
 from lamina.types import LayerId
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamina.archive.changes import Change
     from lamina.archive.tar import TarReader
+    from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
 
@@ -45,8 +48,8 @@ class VfsDriver(DirectoryDriver):
             return
         os.mkdir(tree, 0o755)
         os.chmod(tree, 0o755)
-        if self.idmap.root != (os.geteuid(), os.getegid()):
-            os.chown(tree, *self.idmap.root)
+        if os.geteuid() == 0 and self.idmap.root != (0, os.getegid()):
+            os.chown(tree, *self.idmap.root)  # others own all that they make (archive.owners)
 
     def _below(self, chain: Chain) -> str | None:
         if chain.layers:
@@ -91,6 +94,25 @@ class VfsDriver(DirectoryDriver):
         copy_tree(old, tree)
         fold([layer], whiteout.AUFS, tree, move=True)
         return unpacked
+
+    def _copy(
+        self,
+        staged: str,
+        id: LayerId,
+        layer: Foreign,
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        from lamina.archive import stack
+        from lamina.archive.copytree import copy_tree
+        from lamina.archive.fold import fold
+
+        tree = f"{staged}/diff"
+        copy_tree(self.layout.path(id, "diff"), tree)
+        fold([layer.directory], layer.view, tree)
+        size = stack.size(stack.walk([layer.directory], layer.view))
+        if progress is not None:
+            progress(size)
+        return size
 
     def _settle(self, staged: str, id: LayerId) -> None:
         exchange(f"{staged}/diff", self.layout.path(id, "diff"))

@@ -14,6 +14,7 @@ from lamina.store.images import Image, Images
 from lamina.store.layers import Layer, Layers
 from lamina.store.records import fetch
 from lamina.store.work import Work
+from lamina.types import LayerId
 
 if TYPE_CHECKING:
     from lamina.store.container import Container
@@ -53,7 +54,7 @@ def commit(
     layers, images = Layers(core), Images(core)
     record = fetch(core, container.id)
     core.require_driver(record.driver, f"container {record.name}")
-    below = None if squash or record.floor is None else layers.get(record.floor)
+    below = None if squash else _image_layer(layers, record.floor)
     with Work(core) as work:
         with container.export() if squash else container.diff() as tar:
             layer = layers.register(tar, below, work=work, what=f"committing {record.name}")
@@ -104,6 +105,15 @@ def squash(core: Core, image: Image, first: int, last: int, name: str | None) ->
         config.rootfs.diff_ids[first:] = [layer.diff_id for layer in new if layer.diff_id]
         config.created = timestamp()
         return images.create(config, new[-1], _names(name))
+
+
+def _image_layer(layers: Layers, floor: LayerId | None) -> Layer | None:
+    """What a commit stands on: the floor, or, below a floor that no image has, the next image's.
+
+    A container that Docker made counts its changes from what Docker puts into every container,
+    and that is no part of any image.
+    """
+    return next((layer for layer in reversed(layers.chain(floor)) if layer.kind == "image"), None)
 
 
 def _append(image: ImageConfig, layer: Layer, step: History) -> None:

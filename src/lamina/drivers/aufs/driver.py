@@ -42,6 +42,7 @@ class AufsDriver(StackingDriver):
 
     name = "aufs"
     known_options = frozenset({"engine"})
+    image_options = frozenset({"branch"})
 
     def __init__(
         self,
@@ -85,7 +86,10 @@ class AufsDriver(StackingDriver):
     # -- life ---------------------------------------------------------------------------
 
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
-        self._make_top(f"{staged}/diff", chain)
+        if "branch" in options:  # a branch that someone else keeps, read where it lies
+            os.symlink(options["branch"], f"{staged}/diff")
+        else:
+            self._make_top(f"{staged}/diff", chain)
 
     def _make_top(self, path: str, chain: Chain) -> None:
         make_directory(path, 0o755, self.idmap.root)
