@@ -33,12 +33,19 @@ def command(session: Session, form: str) -> None:
         return
     drivers = found.pop("drivers")
     status = found.pop("status")
-    for label, value in [*found.items(), *status.items()]:
-        output.write_line(f"{(label[:1].upper() + label[1:]).replace('_', ' ') + ':':<20} {value}")
+    for label, value in found.items():
+        _line(label.replace("_", " ").capitalize(), value)
+    for label, value in status.items():
+        _line(f"  {label}", value)
     output.write_line("Drivers:")
     for driver in drivers:
         works = "works" if driver["works"] else f"does not work: {driver['reason']}"
-        output.write_line(f"  {driver['name']:<18} {works}")
+        output.write_line(f"  {driver['name']:<20} {works}")
+
+
+def _line(label: str, value: object) -> None:
+    shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+    output.write_line(f"{label + ':':<22} {shown}")
 
 
 def _gather(store: Store) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import click
 
@@ -32,9 +33,10 @@ def command(session: Session, command: tuple[str, ...]) -> None:
     os.environ["LAMINA_RUN_ROOT"] = str(settings.run_root)
     words = command[1:] if command[:1] == ("--",) else command
     argv = list(words) or [os.environ.get("SHELL") or "/bin/sh"]
+    program = shutil.which(argv[0])
+    if program is None:
+        raise CommandNotFound(f"{argv[0]}: command not found")
     try:
-        os.execvp(argv[0], argv)
-    except FileNotFoundError as error:
-        raise CommandNotFound(f"{argv[0]}: command not found") from error
+        os.execv(program, argv)
     except OSError as error:
         raise CommandNotFound(f"{argv[0]}: {error.strerror}", 126) from error
