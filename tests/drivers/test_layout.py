@@ -78,6 +78,26 @@ def test_the_staging_of_a_living_process_is_spared(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "home/staging") == []
 
 
+def test_a_forked_process_stages_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "home")
+    with layout.staging.directory():
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with layout.staging.directory() as staged:
+                    status = int(os.listdir(staged) != [])
+                layout.staging.close()
+            finally:
+                os._exit(status)
+        with layout.staging.directory() as staged:
+            _, status = os.waitpid(child, 0)
+            assert status == 0
+            assert os.path.isdir(staged), "the child's end must not delete what its parent stages"
+    layout.staging.close()
+    assert os.listdir(tmp_path / "home/staging") == []
+
+
 @pytest.mark.parametrize("number", range(8))
 def test_a_process_killed_at_any_time_leaves_whole_layers(tmp_path: Path, number: int) -> None:
     program = f"""

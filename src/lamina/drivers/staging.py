@@ -33,6 +33,7 @@ class Staging:
         self._path = path
         self._mutex = threading.Lock()
         self._own: str | None = None
+        self._pid = os.getpid()
         self._close: Callable[[], object] = lambda: None
         os.makedirs(path, mode=0o700, exist_ok=True)
         self.sweep()
@@ -70,9 +71,10 @@ class Staging:
 
     def _own_directory(self) -> str:
         with self._mutex:
-            if self._own is None:
+            if self._own is None or self._pid != os.getpid():  # after fork(2) it is the parent's
                 self._own, lock = self._claim()
-                self._close = weakref.finalize(self, _give_up, self._own, lock, os.getpid())
+                self._pid = os.getpid()
+                self._close = weakref.finalize(self, _give_up, self._own, lock, self._pid)
             return self._own
 
     def _claim(self) -> tuple[str, int]:
