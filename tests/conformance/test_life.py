@@ -164,6 +164,22 @@ def test_a_parent_with_children_stays(driver: Driver) -> None:
     assert list(driver.ids()) == []
 
 
+def test_a_refused_removal_leaves_the_mount(driver: Driver) -> None:
+    driver.create(BASE)
+    driver.create(SNAP, BASE)
+    driver.create(TOP, SNAP)
+    root = driver.get(SNAP)
+    mounted = os.path.ismount(root)
+    with pytest.raises(LayerInUse, match="child"):
+        driver.remove(SNAP)
+    assert os.path.ismount(root) is mounted
+    driver.get(SNAP)
+    driver.put(SNAP)
+    assert os.path.ismount(root) is mounted, "the first reference must still count"
+    driver.put(SNAP)
+    assert not os.path.ismount(root)
+
+
 def test_a_layer_mounted_here_is_unmounted_and_removed(driver: Driver) -> None:
     driver.create(BASE)
     driver.create_read_write(SNAP, BASE)
