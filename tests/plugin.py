@@ -29,7 +29,9 @@ _WARNINGS = pytest.StashKey["_WarningCollector"]()
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds a test may take (needs pytest-timeout)")
     group = parser.getgroup("lamina")
     group.addoption("--slow", action="store_true", help="run tests marked slow too")
     group.addoption(
@@ -107,32 +109,32 @@ def _skip(items: list[pytest.Item], mark: str, reason: str) -> int:
 # --- what a test may leave behind and log
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+# Hooks of a form that pytest 7.2 (Debian 12) knows too.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[_BEFORE] = leaks.Snapshot.take(str(item.config.stash[GROUND]))
     item.config.stash[_WARNINGS].records.clear()
-    return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
-) -> Generator[None, object, object]:
+) -> Generator[None]:
     """Take what a fixture of wider scope holds as known, not as left by the test."""
     if fixturedef.scope == "function":
-        return (yield)
+        yield
+        return
     ground = str(request.config.stash[GROUND])
     before = leaks.Snapshot.take(ground)
-    try:
-        return (yield)
-    finally:
-        held = leaks.Snapshot.take(ground).beyond(before)
-        request.session.stash.setdefault(_BEFORE, leaks.Snapshot()).add(held)
+    yield
+    held = leaks.Snapshot.take(ground).beyond(before)
+    request.session.stash.setdefault(_BEFORE, leaks.Snapshot()).add(held)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    result = yield
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
     known = item.stash[_BEFORE]
     known.add(item.session.stash.get(_BEFORE, leaks.Snapshot()))
     left = leaks.leaked_since(known, str(item.config.stash[GROUND]))
@@ -141,7 +143,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     unexpected = item.config.stash[_WARNINGS].unexpected(item)
     if unexpected:
         pytest.fail("the test logged:\n  " + "\n  ".join(unexpected), pytrace=False)
-    return result
 
 
 class _WarningCollector(logging.Handler):
