@@ -80,6 +80,7 @@ def _failed(error: BaseException, context: click.Context | None) -> int:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         say("interrupted" if number == signal.SIGINT else "ended by a signal")
         return 128 + number
+    _let_go_of_output()
     say(message(error))
     verb = VERBS.get((context and context.invoked_subcommand) or "")
     if isinstance(error, CommandNotFound):
@@ -97,7 +98,19 @@ def _is_reader_gone() -> bool:
     poll.register(1, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
+    _forget_output()
+    return True
+
+
+def _let_go_of_output() -> None:
+    """Write what is left of it; if that fails, see that the interpreter does not try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+
+
+def _forget_output() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
-    return True
