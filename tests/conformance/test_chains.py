@@ -56,7 +56,7 @@ def test_a_long_path_to_the_home(driver_name: str, tmp_path: Path) -> None:
     from lamina.drivers import driver_class
     from tests import support
 
-    if driver_name == "overlay" and not support.is_root():
+    if not support.is_root():
         support.missing("needs root")
     home = tmp_path.joinpath(*["p" * 200] * 12) / driver_name
     driver = driver_class(driver_name)(home, tmp_path / "run")

@@ -78,6 +78,10 @@ def test_a_namespace_the_file_system_lacks_is_unsupported(file: Path) -> None:
     assert caught.value.filename == str(file)
     with pytest.raises(xattr.XattrUnsupported):
         xattr.get(file, "nosuchspace.a")
+
+
+@pytest.mark.root
+def test_a_file_system_without_attributes_is_unsupported() -> None:
     with pytest.raises(xattr.XattrUnsupported):
         xattr.set("/proc/self/status", "user.a", b"")
 
