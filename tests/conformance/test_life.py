@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +24,9 @@ from lamina.errors import (
 from lamina.types import LayerId
 from tests.conformance.conftest import Factory
 from tests.conformance.trees import tar
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 BASE, SNAP, TOP = LayerId("base"), LayerId("snap"), LayerId("top")
 
@@ -258,3 +263,80 @@ def test_status_and_metadata_are_words(driver: Driver) -> None:
     assert dict(driver.status())["Root Dir"]
     assert "Backing Filesystem" in dict(driver.status())
     assert all(isinstance(value, str) for value in driver.metadata(SNAP).values())
+
+
+class _Hooked(io.BytesIO):
+    """Does something when the end of the tar is reached."""
+
+    def __init__(self, data: bytes, at_end: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._at_end = at_end
+
+    def readinto(self, buffer: Buffer) -> int:
+        count = super().readinto(buffer)
+        if count == 0:
+            self._at_end()
+            self._at_end = lambda: None
+        return count
+
+
+@pytest.mark.parametrize("again_on", [None, BASE])
+def test_a_layer_removed_while_it_is_filled_is_not_found(
+    factory: Factory, again_on: LayerId | None
+) -> None:
+    driver, other = factory.make(), factory.make()
+    driver.create(BASE)
+    driver.create(SNAP)
+
+    def replace() -> None:
+        other.remove(SNAP)
+        if again_on is not None:
+            other.create(SNAP, again_on)
+
+    with pytest.raises(LayerNotFound, match="no such layer: snap"):
+        driver.apply_diff(SNAP, None, _Hooked(tar(("a", b"a")).getvalue(), replace))
+    assert driver.exists(SNAP) is (again_on is not None)
+    assert driver.diff_size(SNAP, BASE) == 0 if again_on else True
+
+
+def test_a_diff_against_another_layer_is_refused_as_any_other(
+    driver: Driver, factory: Factory
+) -> None:
+    driver.create(BASE)
+    driver.create(SNAP, BASE)
+    with driver.mounted(SNAP), pytest.raises(LayerInUse, match="mounted"):
+        driver.apply_diff(SNAP, None, tar(("a", b"a")))
+    driver.create(TOP, SNAP)
+    before = set(os.listdir(factory.home))
+    with pytest.raises(LayerInUse, match="child"):
+        driver.apply_diff(SNAP, None, tar(("a", b"a")))
+    with pytest.raises(InvalidArchive):
+        driver.apply_diff(TOP, None, _stream(tar(("a", b"x" * 5000)).getvalue()[:2000]))
+    with driver.mounted(TOP) as root:
+        assert os.listdir(root) == []
+    deep = "/".join(["d"] * 1500)
+    assert driver.apply_diff(TOP, None, tar(f"{deep}/", ("a", b"a"))) == 1
+    with driver.mounted(TOP) as root:
+        assert sorted(os.listdir(root)) == ["a", "d"]
+    assert set(os.listdir(factory.home)) == before
+
+
+def test_only_regular_files_are_got(driver: Driver) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("devices take root")
+    driver.create_read_write(BASE)
+    with driver.mounted(BASE) as root:
+        (root / "dir").mkdir()
+        (root / "dir/file").write_text("file")
+        (root / "link").symlink_to("dir/file")
+        os.mkfifo(root / "fifo")
+        os.mknod(root / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    getter = driver.diff_getter(BASE)
+    try:
+        with getter.open(b"dir/file") as file:
+            assert file.read() == b"file"
+        for name in (b"dir", b"link", b"fifo", b"null", b"none", b"dir/file/x"):
+            with pytest.raises((FileNotFoundError, NotADirectoryError)):
+                getter.open(name)
+    finally:
+        getter.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,7 +24,7 @@ from lamina.errors import LayerExists, LayerInUse, LayerNotFound, OptionUnsuppor
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import umount2
 from lamina.kernel.mountinfo import is_mountpoint, mounts_below
-from lamina.kernel.path import open_in_root
+from lamina.kernel.path import fd_path, open_in_root
 from lamina.types import LayerId
 
 if TYPE_CHECKING:
@@ -99,16 +101,13 @@ class DirectoryDriver(Driver):
         if self.layout.exists(id):
             raise LayerExists(id)
         with self.layout.staging.directory() as staged:
-            try:
+            if chain.parent is None:
                 self._furnish(staged, chain, options)
-            except FileNotFoundError:
-                if chain.layers and not self.layout.exists(chain.layers[0]):
-                    raise LayerNotFound(chain.layers[0]) from None
-                raise
-            if chain.layers:
-                with self.references.transition(chain.layers[0]):
-                    self.layout.commit(staged, id, chain)
-            else:
+                self.layout.commit(staged, id, chain)
+                return
+            with self._there(chain.parent):
+                self._furnish(staged, chain, options)
+            with self.references.transition(chain.parent):
                 self.layout.commit(staged, id, chain)
 
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
@@ -140,7 +139,7 @@ class DirectoryDriver(Driver):
 
     def parent(self, id: LayerId) -> LayerId | None:
         """See :meth:`Driver.parent`."""
-        return next(iter(self.layout.chain(id).layers), None)
+        return self.layout.chain(id).parent
 
     # -- mounts -------------------------------------------------------------------------
 
@@ -219,6 +218,16 @@ class DirectoryDriver(Driver):
     def _unmounted(self, id: LayerId) -> None:
         """Do what is to be done when a layer is not, or no longer, mounted; often nothing."""
 
+    @contextmanager
+    def _there(self, id: LayerId) -> Iterator[None]:
+        """Turn what fails because another process removed the layer into LayerNotFound."""
+        try:
+            yield
+        except FileNotFoundError:
+            if self.layout.exists(id):
+                raise
+            raise LayerNotFound(id) from None
+
     def _hold(self, id: LayerId) -> Callable[[], None]:
         """Keep a layer from being removed; returns what ends that."""
         with self.references.transition(id):
@@ -245,11 +254,15 @@ class DirectoryDriver(Driver):
 
         reader = TarReader(stream, observer=observer)
         options = options or UnpackOptions()
-        if parent != self.parent(id):
-            return naive.apply(self, id, reader, options)
+        chain = self.layout.chain(id)
         with self.layout.staging.directory() as staged:
-            unpacked = self._fill(staged, id, reader, options)
-            self._let_appear(staged, id)
+            if parent != chain.parent:
+                with self.references.transition(id):
+                    self._check_idle(id)
+                return naive.apply(self, id, reader, options, staged)
+            with self._there(id):
+                unpacked = self._fill(staged, id, reader, options)
+            self._let_appear(staged, id, chain)
         return unpacked
 
     def copy_in(
@@ -261,20 +274,29 @@ class DirectoryDriver(Driver):
         progress: Callable[[int], None] | None = None,
     ) -> int:
         """See :meth:`Driver.copy_in`. Owners are taken as they are: a mapped store goes by tar."""
-        if self.idmap or parent != self.parent(id):
+        chain = self.layout.chain(id)
+        if self.idmap or parent != chain.parent:
             return super().copy_in(id, parent, layer, progress=progress)
         with self.layout.staging.directory() as staged:
-            size = self._copy(staged, id, layer, progress)
-            self._let_appear(staged, id)
+            with self._there(id):
+                size = self._copy(staged, id, layer, progress)
+            self._let_appear(staged, id, chain)
         return size
 
-    def _let_appear(self, staged: str, id: LayerId) -> None:
+    def _let_appear(self, staged: str, id: LayerId, chain: Chain) -> None:
+        """Settle what was staged for a layer on ``chain``, if that is still there and unused."""
         with self.references.transition(id):
-            if self.references.taken(id):
-                raise LayerInUse(id, "it is mounted")
-            if self.layout.has_children(id):
-                raise LayerInUse(id, "it has child layers")
+            if self.layout.chain(id) != chain:
+                raise LayerNotFound(id)  # removed meanwhile, and made anew on another parent
+            self._check_idle(id)
             self._settle(staged, id)
+
+    def _check_idle(self, id: LayerId) -> None:
+        """Raise LayerInUse where the layer's content must not change; within a transition."""
+        if self.references.taken(id):
+            raise LayerInUse(id, "it is mounted")
+        if self.layout.has_children(id):
+            raise LayerInUse(id, "it has child layers")
 
     def _fill(
         self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
@@ -315,8 +337,15 @@ class DirectoryGetter:
 
     def open(self, name: bytes) -> BinaryIO:
         """See :meth:`FileGetter.open`."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.fdopen(open_in_root(self._fd, name.lstrip(b"/"), flags), "rb")
+        path = name.lstrip(b"/")
+        # Looked at before it is opened: opening a device or a FIFO may do anything.
+        fd = open_in_root(self._fd, path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", os.fsdecode(name))
+            return open(fd_path(fd), "rb")
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """See :meth:`FileGetter.close`."""

@@ -42,6 +42,11 @@ class Chain:
     def __bool__(self) -> bool:
         return bool(self.layers) or self.base is not None
 
+    @property
+    def parent(self) -> LayerId | None:
+        """The nearest layer."""
+        return self.layers[0] if self.layers else None
+
     def encode(self) -> bytes:
         """The content of a ``parents`` file."""
         base = b"" if self.base is None else os.fsencode(self.base)
@@ -216,7 +221,7 @@ class Layout:
 
     def _parent_or_none(self, id: LayerId) -> LayerId | None:
         try:
-            return next(iter(self.chain(id).layers), None)
+            return self.chain(id).parent
         except (LayerNotFound, LayerBroken):
             return None
 

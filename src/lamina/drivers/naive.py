@@ -6,7 +6,6 @@ are asked about is not in the layer's chain, or when they keep whole trees anywa
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -80,9 +79,14 @@ def diff(
     return open_chunks(chunks, held.close)
 
 
-def apply(driver: Driver, id: LayerId, reader: TarReader, options: UnpackOptions) -> Unpacked:
-    """See :meth:`Driver.apply`: unpacked beside the mounted tree, then folded into it."""
-    with driver.mounted(id) as root, tempfile.TemporaryDirectory(dir=driver.home) as staged:
+def apply(
+    driver: Driver, id: LayerId, reader: TarReader, options: UnpackOptions, staged: str
+) -> Unpacked:
+    """See :meth:`Driver.apply`: unpacked in ``staged``, then folded into the mounted tree.
+
+    A damaged archive leaves the layer as it was; a disk that gets full while folding may not.
+    """
+    with driver.mounted(id) as root:
         unpacked = unpack(reader, staged, fmt=whiteout.AUFS, idmap=driver.idmap, options=options)
         fold.fold([staged], whiteout.AUFS, root)
         return unpacked

@@ -5,6 +5,7 @@ Packing, unpacking and comparing are imported in the methods that do them: see d
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import abstractmethod
 from pathlib import Path
@@ -77,7 +78,9 @@ class StackingDriver(DirectoryDriver):
         new, old = f"{staged}/diff", self.layout.path(id, "diff")
         try:
             os.rename(new, old)  # over an empty directory
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             from lamina.archive.fold import squash
 
             squash([new, old], self._format(), f"{staged}/both")
@@ -128,7 +131,8 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.changes(self, id, parent)
-        return changes_from_uppers(*split, self._view(id))
+        with self._there(id):
+            return changes_from_uppers(*split, self._view(id))
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
         """See :meth:`Driver.diff_size`."""
@@ -138,4 +142,5 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.diff_size(self, id, parent)
-        return stack.size(stack.walk(split[0], self._view(id)))
+        with self._there(id):
+            return stack.size(stack.walk(split[0], self._view(id)))
