@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lamina.archive import clearing
+from lamina.archive.lowers import Lowers
 from lamina.archive.nodes import Copier
 from lamina.archive.owners import Owners, Warn, for_process
 from lamina.archive.stack import Node, NodeKind, walk
@@ -143,14 +144,16 @@ def squash(
     fmt: Format,
     target: AnyPath,
     *,
+    lowers: Sequence[Path] | None = None,
     move: bool = False,
     owners: Owners | None = None,
     warn: Warn = log.warning,
 ) -> None:
     """Merge layers, topmost first, into the new layer directory ``target`` of the same format.
 
-    ``target`` is made, or is empty. The result does to the layers below what ``uppers`` do in
-    turn: whiteouts and opaque marks stay. Files are hard links to those of ``uppers``, or with
+    ``target`` is made, or is empty. The result does to the layers below, ``lowers``, what
+    ``uppers`` do in turn: opaque marks stay, and whiteouts where ``lowers`` have something to
+    hide (None: not known, so that all stay). Files are hard links to those of ``uppers``, or with
     ``move`` renamed out of them; copies where they lie on another file system. Raises OSError.
     """
     try:
@@ -161,42 +164,71 @@ def squash(
     root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with Target(root_fd, copier) as tree:
+            squashing = _Squashing(tree, copier, fmt, lowers, move=move)
             for node in walk(uppers, fmt):
-                fd = tree.stand(node)
                 try:
-                    _add(tree, copier, fmt, node, fd, move=move)
+                    squashing.add(node)
                 except OSError as error:
                     raise _with_path(error, node) from error
     finally:
         os.close(root_fd)
 
 
-def _add(target: Target, copier: Copier, fmt: Format, node: Node, fd: int, *, move: bool) -> None:
-    if node.kind is NodeKind.WHITEOUT:
-        fmt.write_whiteout(fd, node.name)
-    elif node.fd >= 0:
-        if node.depth:
-            os.mkdir(node.name, 0o700, dir_fd=fd)
-        below = target.enter(node)
-        if node.opaque:
-            fmt.set_opaque(below)
-    elif not _taken_over(node, fd, move=move):
-        assert node.status is not None
-        if not target.link(node, node.name):
-            copier.node(node.dir_fd, node.name, node.status, fd, node.name)
+class _Squashing:
+    def __init__(
+        self,
+        target: Target,
+        copier: Copier,
+        fmt: Format,
+        lowers: Sequence[Path] | None,
+        *,
+        move: bool,
+    ) -> None:
+        self._target = target
+        self._copier = copier
+        self._fmt = fmt
+        self._lowers = None if lowers is None else Lowers(lowers, fmt)
+        self._move = move
 
+    def add(self, node: Node) -> None:
+        fd = self._target.stand(node)
+        if node.kind is NodeKind.WHITEOUT:
+            if self._hides_something(node):
+                self._fmt.write_whiteout(fd, node.name)
+        elif node.fd >= 0:
+            if node.depth:
+                os.mkdir(node.name, 0o700, dir_fd=fd)
+            below = self._target.enter(node)
+            if node.opaque:
+                self._fmt.set_opaque(below)
+        elif not self._taken_over(node, fd) and not self._target.link(node, node.name):
+            assert node.status is not None
+            self._copier.node(node.dir_fd, node.name, node.status, fd, node.name)
 
-def _taken_over(node: Node, fd: int, *, move: bool) -> bool:
-    """Rename or link the file itself into ``fd``; False where only a copy can be had."""
-    take = os.rename if move else os.link
-    options = {} if move else {"follow_symlinks": False}
-    try:
-        take(node.name, node.name, src_dir_fd=node.dir_fd, dst_dir_fd=fd, **options)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-            return False
-        raise
-    return True
+    def _hides_something(self, node: Node) -> bool:
+        if self._lowers is None:
+            return True
+        with self._lowers.find(node.path) as found:
+            return found is not None
+
+    def _taken_over(self, node: Node, fd: int) -> bool:
+        """Rename or link the file itself into ``fd``; False where only a copy can be had."""
+        try:
+            if self._move:
+                os.rename(node.name, node.name, src_dir_fd=node.dir_fd, dst_dir_fd=fd)
+            else:
+                os.link(
+                    node.name,
+                    node.name,
+                    src_dir_fd=node.dir_fd,
+                    dst_dir_fd=fd,
+                    follow_symlinks=False,
+                )
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                return False
+            raise
+        return True
 
 
 def _is_directory(dir_fd: int, name: bytes) -> bool:
