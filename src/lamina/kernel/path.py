@@ -95,7 +95,7 @@ def open_same_mount(dir_fd: int, name: bytes, flags: int) -> int:
         return openat2(dir_fd, name, flags, 0, RESOLVE_NO_XDEV)
     fd = os.open(name, flags, dir_fd=dir_fd)
     try:
-        if _mount_id(fd) != _mount_id(dir_fd):
+        if mount_id(fd) != mount_id(dir_fd):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     except BaseException:
         os.close(fd)
@@ -103,7 +103,7 @@ def open_same_mount(dir_fd: int, name: bytes, flags: int) -> int:
     return fd
 
 
-def _mount_id(fd: int) -> bytes:
+def mount_id(fd: int) -> bytes:
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
         return next(line for line in info if line.startswith(b"mnt_id:"))
 

@@ -130,14 +130,18 @@ class Images:
             rows = tx.rows("SELECT id FROM images ORDER BY created DESC, id")
         return (Image(self._core, Digest(row[0])) for row in rows)
 
-    def create(self, config: ImageConfig, top: Layer | None, names: Sequence[str] = ()) -> Image:
+    def create(
+        self, config: ImageConfig | bytes, top: Layer | None, names: Sequence[str] = ()
+    ) -> Image:
         """Record an image. Its layers are held by the caller's work until this returns.
 
-        An image of the very same configuration is the same image; it gets the names too.
+        A configuration that came from elsewhere is given as the bytes that have its digest. An
+        image of the very same configuration is the same image; it gets the names too.
         """
+        data = config if isinstance(config, bytes) else config.encode()
         names = [normalize(name) for name in names]
         with self._core.leases.path() as staged:
-            id = self._core.blobs.stage(config.encode(), staged)
+            id = self._core.blobs.stage(data, staged)
             with self._pending_blob(id), self._core.db.write(durable=self._core.durable) as tx:
                 self._core.blobs.keep(staged, id)
                 tx.run("INSERT OR IGNORE INTO images VALUES (?, ?)", (id, time.time()))

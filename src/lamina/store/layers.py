@@ -116,7 +116,7 @@ class Layers:
             OSError: the disk is full, or the like. Nothing is left.
         """
         above = parent.chain_id if parent else None
-        if diff_id is not None and (known := self._hold(next_chain_id(above, diff_id), work)):
+        if diff_id is not None and (known := self.hold(next_chain_id(above, diff_id), work)):
             return known
         below = None if parent is None else parent.id
         with (
@@ -154,14 +154,23 @@ class Layers:
             tar_size=tar.size,
             created=time.time(),
         )
+        return self.record(made, layer, work)
+
+    def record(self, made: Making, layer: Layer, work: Work) -> Layer:
+        """Put a layer that is complete on disk into the tables, held by ``work``.
+
+        Returns the one of its chain id that is there already, if there is; ``made`` goes then.
+        """
+        assert layer.chain_id is not None
         with self._core.db.write(durable=self._core.durable) as tx:
-            known = self._find(tx, chain_id)
+            known = self._find(tx, layer.chain_id)
             if known is None:
                 made.record(tx, **asdict(layer))
             work.hold(tx, (known or layer).id)
         return known or layer
 
-    def _hold(self, chain_id: ChainId, work: Work) -> Layer | None:
+    def hold(self, chain_id: ChainId, work: Work) -> Layer | None:
+        """The layer of this chain id, held by ``work``; None if the store's driver has none."""
         with self._core.db.write() as tx:
             known = self._find(tx, chain_id)
             if known is not None:

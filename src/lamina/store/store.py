@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Self
 
 from lamina.archive.pack import pack_tree
 from lamina.archive.stream import open_chunks
@@ -29,6 +29,9 @@ from lamina.store.running import Runner
 from lamina.store.sweep import sweep
 from lamina.store.usage import Usage, usage
 from lamina.store.work import Work
+
+if TYPE_CHECKING:
+    from lamina.store.adopt import Adoption, DockerSource, Way
 
 
 class Store:
@@ -254,6 +257,26 @@ class Store:
             ContainerNotFound, AmbiguousName: none, or several.
         """
         return self.containers.get(ref)
+
+    # -- what others left ---------------------------------------------------------------
+
+    def adopt(
+        self,
+        source: DockerSource,
+        names: Sequence[str] = (),
+        *,
+        way: Way | None = None,
+        verify: bool = True,
+    ) -> Adoption:
+        """Plan to bring images and containers of a Docker root with AUFS layers into this store.
+
+        Nothing is done before :meth:`Adoption.run`; raises as :class:`Adoption`. ``names`` are
+        those of images and containers, or ids; by default it is everything. ``way`` is by hard
+        links where the file system has them, unless it says otherwise.
+        """
+        from lamina.store.adopt import Adoption, Way
+
+        return Adoption(self._core, source, names, way=way or Way.LINK, verify=verify)
 
     # -- the whole ----------------------------------------------------------------------
 

@@ -16,13 +16,14 @@ stands on it is left out.
 from lamina.oci.docker.branches import Branches
 from lamina.oci.docker.catalog import Catalog, read_catalog
 from lamina.oci.docker.files import Files
-from lamina.oci.docker.records import ContainerRecord, Fault, ImageRecord, LayerRecord
+from lamina.oci.docker.records import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
 
 __all__ = [
     "Branches",
     "Catalog",
     "ContainerRecord",
     "Fault",
+    "FaultKind",
     "Files",
     "ImageRecord",
     "LayerRecord",

@@ -1,0 +1,18 @@
+"""Bringing what Docker left on AUFS into a store, or reading it where it lies.
+
+    source.py    a Docker root, open for reading and kept from changing
+    usage.py     is a dockerd at work on it?
+    verifying.py does each layer give back the tar that it was made of?
+    plan.py      what there is to do, and whether there is room for it
+    bringing.py  doing it
+
+The source is read through a mount of our own that is read-only and keeps access times, and
+nothing in it is changed; where hard links are made to its files, their link count is one more.
+"""
+
+from lamina.store.adopt.bringing import Adopted
+from lamina.store.adopt.plan import Adoption, Way
+from lamina.store.adopt.source import DockerSource
+from lamina.store.adopt.verifying import verify_all
+
+__all__ = ["Adopted", "Adoption", "DockerSource", "Way", "verify_all"]

@@ -1,0 +1,280 @@
+"""What there is to bring over from a Docker root, and whether there is room for it."""
+
+from __future__ import annotations
+
+import enum
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lamina.errors import InvalidName, OptionUnsupported, StoreError
+from lamina.kernel.copy import reflink
+from lamina.kernel.path import mount_id
+from lamina.oci import normalize
+from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
+from lamina.progress import ProgressCallback
+from lamina.store.adopt.source import DockerSource
+from lamina.store.core import Core
+from lamina.types import ChainId
+
+if TYPE_CHECKING:
+    from lamina.store.adopt.bringing import Adopted
+
+_BLOCK = 4096
+_A_LAYER = 8 * _BLOCK
+"""What a layer takes besides what is in it: its directories, its tar-split record."""
+
+
+class Way(enum.Enum):
+    """How files come into the store."""
+
+    LINK = "link"
+    """Hard links where they can be had, of what is never written to; else as COPY."""
+    COPY = "copy"
+    """Blocks shared where the file system can; else copies."""
+    IN_PLACE = "in place"
+    """Not at all: image layers and containers' layers are read where they lie (driver aufs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes and files: what is needed, or what there is."""
+
+    size: int
+    files: int
+
+
+class Adoption:
+    """Images and containers of a Docker root that are to come into a store.
+
+    Nothing is done before :meth:`run`. What the store has already is left out, so that an adoption
+    that was interrupted is continued by another one.
+
+    Args:
+        names: names or ids of images and containers; all if there are none.
+        verify: whether each layer is to give back its tar before it is recorded.
+
+    Raises:
+        InvalidName: nothing in the source is called that.
+        OptionUnsupported: in place is for driver aufs only.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        source: DockerSource,
+        names: Sequence[str] = (),
+        *,
+        way: Way = Way.LINK,
+        verify: bool = True,
+    ) -> None:
+        if way is Way.IN_PLACE and core.driver_name != "aufs":
+            raise OptionUnsupported(
+                f"driver {core.driver_name} can't read AUFS layers in place: use --driver aufs"
+            )
+        self.core = core
+        self.source = source
+        self.way = way
+        self.verify = verify
+        self.faults: list[Fault] = source.faults
+        self._bad = {fault.id for fault in self.faults}
+        wanted_images, wanted_boxes = _choose(source, names)
+        self.containers = [box for box in wanted_boxes if self._is_new_container(box)]
+        self.images = [image for image in wanted_images if self._is_new_image(image)]
+        self._add_images_of(wanted_boxes)
+        self.layers = self._missing_layers()
+        self.linking = way is Way.LINK and core.driver_name != "vfs" and self._can_link()
+        self.sharing = way is not Way.IN_PLACE and not self.linking and self._can_share()
+
+    # -- what -----------------------------------------------------------------------------
+
+    def _is_new_image(self, image: ImageRecord) -> bool:
+        if self._broken(image.chain):
+            self.faults.append(Fault("image", _called(image), "left out: a layer is damaged"))
+            return False
+        return not self.has_image(image)
+
+    def has_image(self, image: ImageRecord) -> bool:
+        """Whether the store has it under all its names."""
+        with self.core.db.read() as tx:
+            there = tx.value(
+                "SELECT 1 FROM image_layers WHERE image = ? AND driver = ?",
+                (image.id, self.core.driver_name),
+            )
+            return bool(there) and all(
+                tx.value("SELECT 1 FROM names WHERE name = ?", (normalize(name),))
+                for name in image.names
+            )
+
+    def _is_new_container(self, box: ContainerRecord) -> bool:
+        if box.name in self._bad or self._broken(self.source.catalog.images[box.image].chain):
+            self.faults.append(Fault("container", box.name, "left out: a layer is damaged"))
+            return False
+        with self.core.db.read() as tx:
+            return not tx.value("SELECT 1 FROM containers WHERE id = ?", (box.id,))
+
+    def _broken(self, chain: Iterable[ChainId]) -> bool:
+        return any(id in self._bad for id in chain)
+
+    def _add_images_of(self, boxes: list[ContainerRecord]) -> None:
+        """The images that containers stand on, whatever was asked for."""
+        for box in boxes:
+            image = self.source.catalog.images[box.image]
+            if image not in self.images and box in self.containers and not self.has_image(image):
+                self.images.append(image)
+
+    def _missing_layers(self) -> list[LayerRecord]:
+        """The layers that the images have and the store has not, each after its parent."""
+        catalog = self.source.catalog
+        wanted = dict.fromkeys(id for image in self.images for id in image.chain)
+        with self.core.db.read() as tx:
+            return [
+                catalog.layers[id]
+                for id in wanted
+                if not tx.value(
+                    "SELECT 1 FROM layers WHERE driver = ? AND chain_id = ?",
+                    (self.core.driver_name, id),
+                )
+            ]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files of all that is to come."""
+        return sum(self.source.survey(branch).size for branch in self.branches())
+
+    def branches(self) -> list[str]:
+        """The storage driver's names of all that is to come."""
+        own = [id for box in self.containers for id in (box.init_id, box.mount_id) if id]
+        return [layer.cache_id for layer in self.layers] + own
+
+    # -- room -----------------------------------------------------------------------------
+
+    def need(self) -> Room:
+        """What it will take of the store's file system, at most."""
+        size = files = 0
+        if self.way is Way.IN_PLACE:
+            count = len(self.layers) + 3 * len(self.containers)
+            return Room(count * _A_LAYER, count * 8)
+        for layer in self.layers:
+            more = self._need_of(layer.cache_id, self._below(layer.parent), self.linking)
+            size, files = size + more.size, files + more.files
+        for box in self.containers:
+            below = self._below(box.chain)
+            for id, linking in ((box.init_id, self.linking), (box.mount_id, False)):
+                if id is not None:
+                    more = self._need_of(id, below, linking)
+                    size, files = size + more.size, files + more.files
+                    below = [id, *below]
+        return Room(size, files)
+
+    def _below(self, chain: ChainId | None) -> list[str]:
+        return [layer.cache_id for layer in self.source.catalog.chain(chain)]
+
+    def _need_of(self, branch: str, below: list[str], linking: bool) -> Room:
+        """Of one layer; driver vfs has with each of them all that is below."""
+        size, files = _A_LAYER, 8
+        for id in (branch, *below) if self.core.driver_name == "vfs" else (branch,):
+            found = self.source.survey(id)
+            size += found.directories * _BLOCK
+            files += found.directories
+            if not linking:
+                size += 0 if self.sharing else found.allocated
+                files += found.files
+        return Room(size, files)
+
+    def available(self) -> Room:
+        """What there is."""
+        free = os.statvfs(self.core.root)
+        # Some file systems (btrfs) make room for files as needed, and say 0 of 0.
+        return Room(free.f_bavail * free.f_frsize, free.f_favail if free.f_files else 1 << 62)
+
+    def check_room(self) -> None:
+        """Raise :class:`StoreError` unless there is room for all of it."""
+        need, have = self.need(), self.available()
+        if need.size > have.size:
+            raise StoreError(
+                f"not enough room in {self.core.root}: it takes up to {need.size:,} bytes, "
+                f"and {have.size:,} are free"
+            )
+        if need.files > have.files:
+            raise StoreError(
+                f"not enough room in {self.core.root}: it takes up to {need.files:,} files, "
+                f"and {have.files:,} more can be made"
+            )
+
+    # -- how ------------------------------------------------------------------------------
+
+    def _can_link(self) -> bool:
+        """Whether link(2) works: one file system, seen by one mount."""
+        ours, theirs = (
+            os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for path in (self.core.root, self.source.path / "aufs/diff")
+        )
+        try:
+            return os.fstat(ours).st_dev == os.fstat(theirs).st_dev and mount_id(ours) == mount_id(
+                theirs
+            )
+        finally:
+            os.close(ours)
+            os.close(theirs)
+
+    def _can_share(self) -> bool:
+        """Whether blocks can be shared, tried with a file of Docker's that is there always."""
+        with (
+            tempfile.TemporaryFile(dir=self.core.root / "staging") as target,
+            self.source.files.open("image/aufs/repositories.json") as some,
+        ):
+            try:
+                return reflink(some.fileno(), target.fileno())
+            except OSError:
+                return False
+
+    # -- doing ----------------------------------------------------------------------------
+
+    def run(self, progress: ProgressCallback | None = None) -> Adopted:
+        """Bring it all over. See :class:`lamina.store.adopt.bringing.Bringing`."""
+        from lamina.store.adopt.bringing import Bringing
+
+        self.check_room()
+        return Bringing(self, progress or self.core.progress).run()
+
+
+def _choose(
+    source: DockerSource, names: Sequence[str]
+) -> tuple[list[ImageRecord], list[ContainerRecord]]:
+    """What is meant by names, or everything."""
+    images, boxes = (
+        source.catalog.shown(),
+        sorted(source.catalog.containers.values(), key=lambda box: box.name),
+    )
+    if not names:
+        return images, boxes
+    chosen_images: list[ImageRecord] = []
+    chosen_boxes: list[ContainerRecord] = []
+    for name in names:
+        found_images = [image for image in images if _is_called(image, name)]
+        found_boxes = [box for box in boxes if name == box.name or _begins(box.id, name)]
+        if not found_images and not found_boxes:
+            raise InvalidName(f"{source.path} has no image or container called {name[:100]!r}")
+        chosen_images += [image for image in found_images if image not in chosen_images]
+        chosen_boxes += [box for box in found_boxes if box not in chosen_boxes]
+    return sorted(chosen_images, key=lambda image: len(image.chain)), chosen_boxes
+
+
+def _is_called(image: ImageRecord, name: str) -> bool:
+    try:
+        if normalize(name) in image.names:
+            return True
+    except InvalidName:
+        pass
+    return _begins(image.id.removeprefix("sha256:"), name.removeprefix("sha256:"))
+
+
+def _begins(id: str, name: str) -> bool:
+    return len(name) >= 12 and id.startswith(name)
+
+
+def _called(image: ImageRecord) -> str:
+    return image.names[0] if image.names else image.id

@@ -1,0 +1,145 @@
+"""A Docker root as a source of layers, images and containers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from lamina.archive import whiteout
+from lamina.archive.survey import Survey, survey
+from lamina.archive.transplant import Foreign
+from lamina.errors import PermissionRequired, StoreError
+from lamina.kernel import mount
+from lamina.kernel._syscall import AT_RECURSIVE
+from lamina.kernel.path import open_in_root
+from lamina.oci.docker import Branches, Catalog, Fault, Files, LayerRecord, read_catalog
+from lamina.store.adopt import usage
+
+_PARTS = ("aufs", "aufs/diff", "aufs/layers", "image", "image/aufs")
+_NO_CLONE = frozenset({errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class DockerSource:
+    """A Docker root (``/var/lib/docker``) with AUFS layers; a context manager.
+
+    While it is open no dockerd can start on it. ``alone`` keeps other readers out too.
+
+    Raises:
+        StoreError: there is no such root, or a dockerd is at work on it.
+        PermissionRequired: this user may not read it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, alone: bool = False) -> None:
+        self.path = Path(os.path.realpath(path))
+        with ExitStack() as held:
+            self._fd = _open_unchanging(self.path)
+            held.callback(os.close, self._fd)
+            self.files = Files(self._fd)
+            _check_is_one(self.path, self.files)
+            usage.lock(self.path, self.files, held, alone=alone)
+            self.catalog: Catalog = read_catalog(self.files)
+            self.branches = Branches(self.files)
+            self._held = held.pop_all()
+        self._surveys: dict[str, Survey] = {}
+
+    def close(self) -> None:
+        """Unlock it. May be called twice."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What is missing or damaged, as far as that is seen without reading the layers' files."""
+        return [*self.catalog.faults, *self.branches.faults(self.catalog)]
+
+    def foreign(self, branch: str, *, links: bool) -> Foreign:
+        """A layer of the storage driver's, to be transplanted; with ``links`` by hard links."""
+        directory = self.directory(branch)
+        at = self.path / "aufs/diff" / branch
+        return Foreign(directory, whiteout.AUFS, at if links else None)
+
+    def directory(self, branch: str) -> Path:
+        """Where this process reads a branch."""
+        return Path(f"/proc/self/fd/{self._fd}/aufs/diff/{branch}")
+
+    def survey(self, branch: str) -> Survey:
+        """How much a branch holds. Looked at once."""
+        if branch not in self._surveys:
+            self._surveys[branch] = survey(self.directory(branch))
+        return self._surveys[branch]
+
+    def open_split(self, layer: LayerRecord) -> BinaryIO:
+        """The layer's tar-split record. OSError."""
+        return self.files.open(layer.split)
+
+    def open_branch(self, branch: str) -> int:
+        """A descriptor of a branch, for names that are to be resolved below it. OSError."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return open_in_root(self._fd, os.fsencode(f"aufs/diff/{branch}"), flags)
+
+
+def _open_unchanging(path: Path) -> int:
+    """A directory by a detached mount of our own, read-only and without access times.
+
+    Plainly where that can't be had: in a user namespace, or before Linux 5.12.
+    """
+    try:
+        fd = mount.open_tree(path, mount.OPEN_TREE_CLONE | AT_RECURSIVE)
+    except FileNotFoundError:
+        raise StoreError(f"there is no {path}") from None
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+        return _open_plainly(path)
+    try:
+        unchanging = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME
+        mount.mount_setattr(
+            fd, attr_set=unchanging, attr_clr=mount.MOUNT_ATTR__ATIME, recursive=True
+        )
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in _NO_CLONE:
+            raise
+        return _open_plainly(path)
+    return fd
+
+
+def _open_plainly(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise PermissionRequired(f"no permission to read {path}: use sudo") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"there is no directory {path}") from None
+
+
+def _check_is_one(path: Path, files: Files) -> None:
+    """That it looks like a Docker root with AUFS layers, all of it real directories."""
+    try:
+        missing = [part for part in _PARTS if not files.is_directory(part)]
+        os.close(open_in_root(files.fd, b"aufs", os.O_RDONLY | os.O_DIRECTORY))
+    except PermissionError as error:
+        raise PermissionRequired(f"no permission to read {path}: use sudo") from error
+    except OSError:
+        missing = [*_PARTS]
+    if not missing:
+        return
+    if files.is_directory("graph"):
+        raise StoreError(f"{path} is from before Docker 1.10: start a Docker 1.10 to 19.03 on it")
+    others = [name for name in files.names("image") if name != "aufs"]
+    has = f"; it has images of storage driver {', '.join(others)}" if others else ""
+    raise StoreError(f"{path} is no Docker root with AUFS layers: no {missing[0]}{has}")

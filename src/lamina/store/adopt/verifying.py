@@ -1,0 +1,77 @@
+"""Whether a layer gives back, byte for byte, the tar that it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from lamina.archive.split import assemble
+from lamina.errors import DigestMismatch, LaminaError
+from lamina.kernel.path import open_in_root
+from lamina.oci.docker import Fault, LayerRecord
+from lamina.progress import Progress, ProgressCallback
+from lamina.store.adopt.source import DockerSource
+
+
+def tar(source: DockerSource, layer: LayerRecord) -> Iterator[bytes]:
+    """The layer's tar, put together from its tar-split record and its files.
+
+    Raises LayerBroken where either is not what it was, and OSError.
+    """
+    fd = source.open_branch(layer.cache_id)
+
+    def open_file(name: bytes) -> BinaryIO:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.fdopen(open_in_root(fd, name.lstrip(b"/"), flags), "rb", buffering=0)
+
+    try:
+        with source.open_split(layer) as records:
+            yield from assemble(records, open_file, layer=layer.chain_id)
+    finally:
+        os.close(fd)
+
+
+def verify(source: DockerSource, layer: LayerRecord, stop: threading.Event | None = None) -> int:
+    """Bytes of the layer's tar, which has the DiffID that it should.
+
+    Ends early, with 0, when ``stop`` is set. Raises DigestMismatch, and as :func:`tar`.
+    """
+    digest, size = hashlib.sha256(), 0
+    for data in tar(source, layer):
+        if stop is not None and stop.is_set():
+            return 0
+        digest.update(data)
+        size += len(data)
+    actual = f"sha256:{digest.hexdigest()}"
+    if actual != layer.diff_id:
+        raise DigestMismatch(f"tar of layer {layer.chain_id}", layer.diff_id, actual)
+    return size
+
+
+def verify_all(source: DockerSource, progress: ProgressCallback | None = None) -> list[Fault]:
+    """Verify every layer of every image; returns what is wrong, with what is seen at once."""
+    faults = source.faults
+    layers = list(source.catalog.layers.values())
+    total, done = sum(layer.size for layer in layers), 0
+    for layer in layers:
+        if progress is not None:
+            progress(Progress(f"verifying {source.path}", done, total, "bytes"))
+        fault = _fault(source, layer)
+        if fault is not None:
+            faults.append(fault)
+        done += layer.size
+    return faults
+
+
+def _fault(source: DockerSource, layer: LayerRecord) -> Fault | None:
+    try:
+        verify(source, layer)
+    except LaminaError as error:
+        return Fault("layer", layer.chain_id, str(error))
+    except OSError as error:
+        what = os.path.basename(os.fsdecode(error.filename or b""))
+        return Fault("layer", layer.chain_id, f"{what}: {error.strerror}")
+    return None
