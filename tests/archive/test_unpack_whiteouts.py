@@ -114,6 +114,22 @@ def test_an_opaque_top_hides_every_lower_name(tmp_path: Path, fmt: Format) -> No
     assert marks(tmp_path / "l", fmt) == ["-d", "b!", "b/mine", "e"]
 
 
+@pytest.mark.parametrize("length", [252, 255])
+def test_the_longest_names_can_be_hidden(tmp_path: Path, length: int) -> None:
+    name = "x" * length
+    below = lower(tmp_path / "below", OVERLAY, directory("d"), file(name), file(f"d/{name}"))
+    unpacked(tmp_path / "l", file(f".wh.{name}"), file(f"d/.wh.{name}"), lowers=(below,))
+    assert marks(tmp_path / "l", OVERLAY) == [f"-{name}", "d/", f"-d/{name}"]
+    with pytest.raises(InvalidArchive, match="too long"):  # AUFS has no place for such a whiteout
+        unpacked(tmp_path / "aufs", file(f".wh.{name}"), fmt=AUFS)
+
+
+@pytest.mark.parametrize("name", [f".wh.{'x' * 256}", f".wh.{'x' * 255}/below"])
+def test_names_too_long_to_be_there_can_not_be_hidden(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArchive):
+        unpacked(tmp_path / "l", file(name))
+
+
 @pytest.mark.parametrize(
     "name", [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh...", ".wh.x/below", "d/.wh.x/y"]
 )

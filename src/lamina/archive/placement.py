@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
+from lamina.archive.whiteout import WHITEOUT_PREFIX
 from lamina.errors import InvalidArchive
 from lamina.kernel.path import open_in_root
 
@@ -38,7 +39,8 @@ def clean(name: bytes) -> bytes:
     """
     parts = [part for part in name.split(b"/") if part and part != b"."]
     for part in parts:
-        if len(part) > NAME_LIMIT:
+        # A whiteout's own name is longer than the one it hides, which may be as long as can be.
+        if len(part) > NAME_LIMIT < len(part.removeprefix(WHITEOUT_PREFIX)):
             raise InvalidArchive(f"a name of {len(part)} bytes (the limit is {NAME_LIMIT})", name)
     path = b"/".join(parts)
     if len(path) > PATH_LIMIT:
