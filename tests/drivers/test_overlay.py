@@ -125,7 +125,7 @@ def test_a_volatile_layer_is_not_used_after_the_machine_went_down(driver: Overla
         driver.get(BOX)
 
 
-@pytest.mark.parametrize("bad", ["", "x", "-1", "0", "1Q"])
+@pytest.mark.parametrize("bad", ["", "x", "-1", "0", "1Q", "9" * 400, "99999999T", "\u0663"])
 def test_a_size_that_is_none_is_refused(driver: OverlayDriver, bad: str) -> None:
     with pytest.raises(OptionUnsupported, match="size"):
         driver.create_read_write(BOX, BASE, options={"size": bad})

@@ -9,7 +9,8 @@ from lamina.errors import OptionUnsupported
 from lamina.kernel import quota
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_MAX_SIZE = 2**63 - 1  # of a file, and of all file systems that have quotas
 _FIRST_PROJECT = 1 << 30  # out of the way of the small numbers that /etc/projects uses
 
 
@@ -17,11 +18,11 @@ def parse_size(text: str) -> int:
     """Bytes, from a number with k, m, g or t (powers of 1024) behind it.
 
     Raises:
-        OptionUnsupported: it is no such number, or zero.
+        OptionUnsupported: it is no such number, zero, or more than there can be.
     """
     match = _SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if size <= 0:
+    if not 0 < size <= _MAX_SIZE:
         raise OptionUnsupported(f"size: not a number of bytes: {text!r} (try 512M or 10G)")
     return size
 
