@@ -319,6 +319,7 @@ def test_a_diff_against_another_layer_is_refused_as_any_other(
     with driver.mounted(TOP) as root:
         assert sorted(os.listdir(root)) == ["a", "d"]
     assert set(os.listdir(factory.home)) == before
+    driver.remove(TOP)  # which pytest's own removal is not up to
 
 
 def test_only_regular_files_are_got(driver: Driver) -> None:
