@@ -212,6 +212,17 @@ class TestContainers:
         cli("commit", "--squash", box, "small:flat")
         assert len(cli.json("inspect", "small:flat")[0]["layers"]) == 1
 
+    def test_changes_say_how_the_image_is_run(self, cli: Cli, box: str) -> None:
+        changes = ["ENV A=1", 'CMD ["echo", "by default"]', "WORKDIR /new", "USER ann"]
+        cli("commit", *(w for c in changes for w in ("-c", c)), box, "ready")
+        assert cli("run", "--rm", "ready") == "by default\n"
+        assert cli("run", "--rm", "ready", "sh", "-c", "pwd; id -u; echo $A") == "/new\n1000\n1\n"
+        again = cli("commit", "-c", "ENV B=2", cli("create", "ready").strip(), "more").strip()
+        shown = cli.json("inspect", again)[0]["config"]["config"]
+        assert shown["Env"] == ["A=1", "B=2"]
+        assert shown["Cmd"] == ["echo", "by default"]
+        assert "--change takes one of" in cli.fails("commit", "-c", "RUN x", box, status=2)
+
     def test_export_is_the_whole_tree(self, cli: Cli, box: str, tmp_path: Path) -> None:
         cli("export", box, "-o", tmp_path / "box.tar")
         piped = subprocess.run(
@@ -329,6 +340,18 @@ class TestStore:
         cli("import", small_tar, "small")
         cli("run", "--name", "copy", "small", "sh", "-c", "echo hi > /etc/motd")
         assert cli("diff", "copy").splitlines() == ["C /etc", "C /etc/motd"]
+
+    def test_check_is_content_with_a_sound_store(self, cli: Cli, box: str) -> None:
+        assert cli("check", "--contents") == ""
+        assert cli.json("check") == []
+
+    def test_check_tells_what_is_damaged(self, cli: Cli, image: str) -> None:
+        (layer,) = cli.json("inspect", image)[0]["layers"]
+        (motd,) = (cli.root / "overlay").rglob(f"{layer['id']}/**/etc/motd")
+        motd.write_text("WELCOME\n")
+        done = cli.process("check", "--contents")
+        assert done.returncode == 1
+        assert layer["id"][:12] in done.stdout
 
     def test_unshare_is_for_ordinary_users(self, cli: Cli) -> None:
         assert "for ordinary users" in cli.fails("unshare")

@@ -47,6 +47,7 @@ VERBS = {
     "inspect": Verb("Store", "Show all about images or containers, as JSON"),
     "du": Verb("Store", "Show how much disk what takes"),
     "prune": Verb("Store", "Remove what nobody needs any more"),
+    "check": Verb("Store", "Compare what the store says with what lies on disk"),
     "unshare": Verb("Store", "Open a shell in the user namespace of a rootless store"),
     "completion": Verb("Store", "Print a shell's completion script"),
 }

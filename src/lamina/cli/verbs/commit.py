@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lamina.cli.arguments import container_argument
+from lamina.cli.changing import change_option, changed
 from lamina.cli.session import Session
 
 
@@ -14,18 +15,28 @@ from lamina.cli.session import Session
 @click.option("-m", "--message", default="", metavar="TEXT", help="For the image's history.")
 @click.option("-a", "--author", default="", metavar="TEXT", help="Who made it.")
 @click.option("--squash", is_flag=True, help="Make an image of a single layer.")
+@change_option
 @click.pass_obj
 def command(
-    session: Session, container: str, name: str | None, message: str, author: str, squash: bool
+    session: Session,
+    container: str,
+    name: str | None,
+    message: str,
+    author: str,
+    squash: bool,
+    changes: tuple[str, ...],
 ) -> None:
     """Make an image of a container's changes.
 
     The image has the layers of the container's own image and one more. Prints its id.
 
     \b
-    Example:
+    Examples:
       lamina commit -m "say hello" quiet_gneiss debian:hello
+      lamina commit -c 'CMD ["python3", "-m", "http.server"]' -c "WORKDIR /srv" web web:1
     """
     with session.store(progress=True) as store:
         box = store.open(container)
-        print(box.commit(name, message=message, author=author, squash=squash).id)
+        config = changed(box.image.config if box.image else None, changes)
+        image = box.commit(name, message=message, author=author, squash=squash, config=config)
+    print(image.id)

@@ -7,14 +7,16 @@ import sys
 
 import click
 
+from lamina.cli.changing import change_option, changed
 from lamina.cli.session import Session
 
 
 @click.command()
 @click.argument("source", metavar="FILE|DIR|-", type=click.Path())
 @click.argument("name", required=False)
+@change_option
 @click.pass_obj
-def command(session: Session, source: str, name: str | None) -> None:
+def command(session: Session, source: str, name: str | None, changes: tuple[str, ...]) -> None:
     """Make an image of a tar archive or a directory.
 
     The archive holds a root file system; gzip, zstd, bzip2 and xz are recognised. '-' reads it
@@ -28,11 +30,12 @@ def command(session: Session, source: str, name: str | None) -> None:
     """
     if source == "-" and sys.stdin.isatty():
         raise click.UsageError("'-' reads an archive from stdin, which is a terminal")
+    config = changed(None, changes)
     with session.store(progress=True) as store:
         if source == "-":
-            image = store.import_tar(sys.stdin.buffer, name)
+            image = store.import_tar(sys.stdin.buffer, name, config=config)
         elif os.path.isdir(source):
-            image = store.import_directory(source, name)
+            image = store.import_directory(source, name, config=config)
         else:
-            image = store.import_tar(source, name)
+            image = store.import_tar(source, name, config=config)
     print(image.id)

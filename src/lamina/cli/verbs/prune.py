@@ -16,7 +16,7 @@ from lamina.cli.session import Session
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 @output.format_option
 @click.pass_obj
-def command(session: Session, containers: bool, all_: bool, force: bool, form: str) -> None:
+def command(session: Session, containers: bool, all_: bool, force: bool, form: str) -> int:
     """Remove what nobody needs any more.
 
     That is: images without a name or container, and layers that belong to nothing. With
@@ -27,8 +27,9 @@ def command(session: Session, containers: bool, all_: bool, force: bool, form: s
       lamina prune
       lamina prune --containers --all --force
     """
-    if (containers or all_) and not force:
-        _ask(containers, all_)
+    if (containers or all_) and not force and not _agreed(containers, all_):
+        session.remark("nothing removed")
+        return 1
     with session.store() as store:
         pruned = store.prune(containers=containers, unused=all_)
     if form == "json":
@@ -40,17 +41,18 @@ def command(session: Session, containers: bool, all_: bool, force: bool, form: s
                 "size": pruned.size,
             }
         )
-        return
+        return 0
     for kind, gone in (("container", pruned.containers), ("image", pruned.images)):
         for name in gone:
             print(f"Removed {kind} {output.short(name)}")
     print(f"Space given back: {output.size(pruned.size)}")
+    return 0
 
 
-def _ask(containers: bool, all_: bool) -> None:
+def _agreed(containers: bool, all_: bool) -> bool:
     what = " and ".join(
         [*["all containers not in use"] * containers, *["all images without a container"] * all_]
     )
     if not sys.stdin.isatty():
         raise click.UsageError(f"this removes {what}: say --force where nobody can be asked")
-    click.confirm(f"This removes {what}. Go on?", abort=True, err=True)
+    return click.confirm(f"This removes {what}. Go on?", err=True)
