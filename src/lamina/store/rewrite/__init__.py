@@ -1,0 +1,20 @@
+"""Rewriting a Docker root of storage driver aufs as one of overlay2, where it lies.
+
+    ROOT/lamina-rewrite/
+      overlay2/                   layers that are made
+      image/                      what becomes image/overlay2
+      committing                  from here on the steps below are finished, not begun anew
+      containers/ID/config.v2.json  as they were
+      done                        everything is in its place
+
+The new tree is made beside the old one: files of image layers are hard links to the old ones,
+containers' own files are copies. Then it is put in its place, by one rename for ``overlay2`` and
+one for ``image/overlay2``, and the containers' configurations are replaced one by one. Whatever
+step a crash comes after, the next run goes on from there. The old tree, ``aufs`` and
+``image/aufs``, stays until it is deleted by request.
+"""
+
+from lamina.store.rewrite.deleting import delete_source
+from lamina.store.rewrite.rewriting import Rewrite, Rewritten
+
+__all__ = ["Rewrite", "Rewritten", "delete_source"]

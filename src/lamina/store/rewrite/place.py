@@ -1,0 +1,104 @@
+"""Where a rewriting stands: the directories and files that say so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from lamina.errors import StoreError
+from lamina.kernel.copy import syncfs
+
+
+class Place:
+    """The paths of a rewriting in the Docker root ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stage = root / "lamina-rewrite"
+        self.new_layers = self.stage / "overlay2"
+        self.new_image = self.stage / "image"
+        self.saved = self.stage / "containers"
+        self.layers = root / "overlay2"
+        self.image = root / "image/overlay2"
+        self._committing = self.stage / "committing"
+        self._done = self.stage / "done"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is in its place."""
+        return self._done.exists()
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether the new tree is complete, and its being put in place was begun."""
+        return self._committing.exists()
+
+    def check_free(self) -> None:
+        """Raise :class:`StoreError` where Docker's overlay2 has something of its own already."""
+        if self.is_committing:
+            return
+        for path in (self.layers, self.image / "layerdb/sha256", self.image / "layerdb/mounts"):
+            if any(name not in ("l", "backingFsBlockDev") for name in _names(path)):
+                raise StoreError(
+                    f"{path} has layers of Docker's storage driver overlay2 already: "
+                    "rewriting would mix two stores"
+                )
+
+    def begin(self) -> None:
+        """Make the stage."""
+        self.stage.mkdir(mode=0o700, exist_ok=True)
+        self.saved.mkdir(mode=0o700, exist_ok=True)
+
+    def commit_tree(self) -> None:
+        """Put the new tree in its place. May be done again."""
+        self.sync()
+        _write(self._committing, {})
+        self.sync()
+        for new, place in ((self.new_layers, self.layers), (self.new_image, self.image)):
+            if new.exists():
+                if place.exists():  # what a dockerd made that was once started with overlay2
+                    os.rename(place, self.stage / f"empty-{place.name}-{place.parent.name}")
+                os.rename(new, place)
+        self.sync()
+
+    def finish(self, **facts: object) -> None:
+        """Say that all is done."""
+        self.sync()
+        _write(self._done, facts)
+        self.sync()
+
+    def sync(self) -> None:
+        """Wait until what was written is safely down."""
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file's content in one step; its owner and mode stay."""
+    temporary = path.with_name(f"{path.name}.lamina")
+    status = path.stat()
+    with open(temporary, "wb") as file:
+        os.fchown(file.fileno(), status.st_uid, status.st_gid)
+        os.fchmod(file.fileno(), status.st_mode & 0o7777)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def _write(path: Path, facts: object) -> None:
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_bytes(msgspec.json.encode(facts))
+    os.rename(temporary, path)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []

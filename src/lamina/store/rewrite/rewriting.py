@@ -1,0 +1,273 @@
+"""Making the new tree, and putting it in its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from lamina.archive import whiteout
+from lamina.archive.copytree import copy_tree
+from lamina.archive.stream import open_chunks
+from lamina.archive.transplant import transplant
+from lamina.archive.unpack import unpack
+from lamina.drivers.dockeroverlay import DockerOverlay
+from lamina.errors import DigestMismatch, LayerBroken, StoreError
+from lamina.kernel.remove import remove_tree
+from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
+from lamina.oci.docker.records import layer_directory
+from lamina.progress import Progress, ProgressCallback
+from lamina.store.adopt import verifying
+from lamina.store.adopt.source import DockerSource
+from lamina.store.rewrite.place import Place, replace_file
+from lamina.types import ChainId
+
+_BLOCK = 4096
+
+
+@dataclass(slots=True)
+class Rewritten:
+    """What came of it."""
+
+    layers: int = 0
+    images: int = 0
+    containers: int = 0
+    copied: int = 0
+    """Bytes of files that are not shared with the old tree."""
+    before: bool = False
+    """Whether it had all been done before."""
+    faults: list[Fault] = field(default_factory=list)
+    """What was left out of the new tree."""
+
+
+class Rewrite:
+    """The rewriting of one Docker root, opened ``alone``. Nothing is done before :meth:`run`.
+
+    What is damaged is left out of the new tree, and named in :attr:`faults`.
+
+    Raises:
+        StoreError: Docker's overlay2 has layers there already.
+    """
+
+    def __init__(self, source: DockerSource, *, verify: bool = True) -> None:
+        self._source = source
+        self._verify = verify
+        self._place = Place(source.path)
+        self.faults = [fault for fault in source.faults if not self._is_ours(fault)]
+        self._bad = {fault.id for fault in self.faults}
+        if not self._place.is_done:
+            self._place.check_free()
+
+    def _is_ours(self, fault: Fault) -> bool:
+        """Whether it is about a container that this rewriting has brought over already."""
+        saved = self._place.saved / fault.id / "config.v2.json"
+        return fault.kind == "container" and saved.exists()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was all done before."""
+        return self._place.is_done
+
+    # -- what -----------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[LayerRecord]:
+        """Image layers that go over, each after its parent."""
+        sound = [layer for layer in self._source.catalog.layers.values() if self._is_sound(layer)]
+        return sorted(sound, key=lambda layer: len(self._source.catalog.chain(layer.chain_id)))
+
+    def _is_sound(self, layer: LayerRecord) -> bool:
+        chain = self._source.catalog.chain(layer.chain_id)
+        return not any(below.chain_id in self._bad for below in chain)
+
+    def _has_sound(self, chain: tuple[ChainId, ...]) -> bool:
+        return not any(id in self._bad for id in chain)
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """Images that go over, those without names too."""
+        images = self._source.catalog.images.values()
+        return [image for image in images if self._has_sound(image.chain)]
+
+    @property
+    def containers(self) -> list[ContainerRecord]:
+        """Containers that go over."""
+        return [
+            box
+            for box in self._source.catalog.containers.values()
+            if box.name not in self._bad
+            and self._has_sound(self._source.catalog.images[box.image].chain)
+        ]
+
+    @cached_property
+    def _frozen(self) -> set[str]:
+        """Branches that nothing writes to: both trees may have the same files."""
+        layers = self._source.catalog.layers.values()
+        boxes = self._source.catalog.containers.values()
+        return {layer.cache_id for layer in layers} | {box.init_id for box in boxes if box.init_id}
+
+    def branches(self) -> list[str]:
+        """Layers of the storage driver's that go over, parents first; BuildKit's too."""
+        bad = {
+            layer.cache_id
+            for layer in self._source.catalog.layers.values()
+            if not self._is_sound(layer)
+        }
+        whole = self._source.branches.whole()
+        return [id for id in whole if not bad.intersection((id, *self._chain(id)))]
+
+    def _chain(self, branch: str) -> tuple[str, ...]:
+        return self._source.branches.chain(branch) or ()
+
+    # -- room -----------------------------------------------------------------------------
+
+    def need(self) -> int:
+        """Bytes that it takes, at most."""
+        total = 0
+        for id in self.branches():
+            found = self._source.survey(id)
+            total += (found.directories + 4) * _BLOCK
+            if id not in self._frozen:
+                total += found.allocated
+        return total + 2 * self._size_of_image()
+
+    def _size_of_image(self) -> int:
+        top = self._source.path / "image/aufs"
+        return sum(
+            os.lstat(os.path.join(directory, name)).st_blocks * 512
+            for directory, _, names in os.walk(top)
+            for name in names
+        )
+
+    def available(self) -> int:
+        """Bytes that are free."""
+        free = os.statvfs(self._source.path)
+        return free.f_bavail * free.f_frsize
+
+    def check_room(self) -> None:
+        """Raise :class:`StoreError` unless there is room for it."""
+        need, have = self.need(), self.available()
+        if need > have:
+            raise StoreError(
+                f"not enough room in {self._source.path}: it takes up to {need:,} bytes, "
+                f"and {have:,} are free"
+            )
+
+    # -- doing ----------------------------------------------------------------------------
+
+    def run(self, progress: ProgressCallback | None = None) -> Rewritten:
+        """Do it, or what is left to do. Raises OSError; then it can be run again."""
+        if self._place.is_done:
+            return Rewritten(before=True)
+        result = Rewritten()
+        self._place.begin()
+        if not self._place.is_committing:
+            if self._verify:
+                self._verify_layers(progress)
+            self.check_room()
+            self._make_layers(result, progress)
+            self._make_image()
+        self._place.commit_tree()
+        for box in self.containers:
+            self._switch(box)
+        result.layers, result.images = len(self.layers), len(self.images)
+        result.containers = len(os.listdir(self._place.saved))
+        result.faults = self.faults
+        self._place.finish(layers=result.layers, images=result.images, containers=result.containers)
+        return result
+
+    def _verify_layers(self, progress: ProgressCallback | None) -> None:
+        layers = self.layers
+        total, done = sum(layer.size for layer in layers), 0
+        for layer in layers:
+            if progress is not None:
+                progress(Progress("verifying layers", done, total, "bytes"))
+            try:
+                verifying.verify(self._source, layer)
+            except (LayerBroken, DigestMismatch) as error:
+                self._leave_out(layer, str(error))
+            done += layer.size
+
+    def _leave_out(self, layer: LayerRecord, why: str) -> None:
+        self.faults.append(Fault("layer", layer.chain_id, why))
+        self._bad.add(layer.chain_id)
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def _make_layers(self, result: Rewritten, progress: ProgressCallback | None) -> None:
+        home = DockerOverlay(str(self._place.new_layers))
+        branches = self.branches()
+        parents = {id for branch in branches for id in self._chain(branch)[:1]}
+        by_branch = {layer.cache_id: layer for layer in self._source.catalog.layers.values()}
+        for count, id in enumerate(branches):
+            if progress is not None:
+                progress(Progress("rewriting layers", count, len(branches), "entries"))
+            if home.exists(id):
+                continue
+            chain = self._chain(id)
+
+            def fill(target: str, id: str = id, chain: tuple[str, ...] = chain) -> None:
+                layer = by_branch.get(id)
+                if layer is not None and self._source.survey(id).hidden:
+                    self._unpack(layer, target, [home.diff(below) for below in chain])
+                else:
+                    self._transplant(id, target, result)
+
+            home.make(id, chain, fill, is_parent=id in parents)
+
+    def _transplant(self, branch: str, target: str, result: Rewritten) -> None:
+        linking = branch in self._frozen
+        size = transplant(self._source.foreign(branch, links=linking), target, whiteout.OVERLAY)
+        if not linking:
+            result.copied += size
+
+    def _unpack(self, layer: LayerRecord, target: str, lowers: list[str]) -> None:
+        """From the layer's tar: its directory has entries that AUFS hides and the tar does not."""
+        with open_chunks(verifying.tar(self._source, layer)) as tar:
+            unpack(tar, target, fmt=whiteout.OVERLAY, lowers=[Path(lower) for lower in lowers])
+
+    # -- image/overlay2 -------------------------------------------------------------------
+
+    def _make_image(self) -> None:
+        """Copy ``image/aufs`` without what is damaged; layers keep the storage driver's names."""
+        new, old = self._place.new_image, self._source.path / "image/aufs"
+        remove_tree(new)
+        for part in ("imagedb/content/sha256", "imagedb/metadata/sha256", "layerdb/sha256",
+                     "layerdb/mounts", "layerdb/tmp", "distribution"):  # fmt: skip
+            (new / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (old / "distribution").is_dir():
+            copy_tree(old / "distribution", new / "distribution")
+        shutil.copy2(old / "repositories.json", new / "repositories.json")
+        for image in self.images:
+            name = image.id.removeprefix("sha256:")
+            shutil.copy2(old / f"imagedb/content/sha256/{name}", new / "imagedb/content/sha256")
+            _copy_if_there(old, new, f"imagedb/metadata/sha256/{name}")
+        for layer in self.layers:
+            at = layer_directory(layer.chain_id).removeprefix("image/aufs/")
+            _copy_if_there(old, new, at)
+        for box in self.containers:
+            _copy_if_there(old, new, f"layerdb/mounts/{box.id}")
+
+    # -- containers -----------------------------------------------------------------------
+
+    def _switch(self, box: ContainerRecord) -> None:
+        """Let a container belong to overlay2; what its configuration was is kept."""
+        path = self._source.path / "containers" / box.id / "config.v2.json"
+        data = path.read_bytes()
+        config = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        config["Driver"] = msgspec.Raw(b'"overlay2"')
+        saved = self._place.saved / box.id
+        saved.mkdir(mode=0o700, exist_ok=True)
+        if not (saved / path.name).exists():
+            shutil.copy2(path, saved / f"{path.name}.new")
+            os.rename(saved / f"{path.name}.new", saved / path.name)
+        replace_file(path, msgspec.json.encode(config))
+
+
+def _copy_if_there(old: Path, new: Path, part: str) -> None:
+    if (old / part).is_dir():
+        copy_tree(old / part, new / part)
