@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from lamina import log
 from lamina.cli.messages import say
 from lamina.cli.settings import Settings
 
@@ -33,12 +35,14 @@ class Session:
         An ordinary user enters a user namespace first, where mounts and other owners' files
         can be had. That takes a process of one thread, so open the store before starting any.
         """
-        from lamina.cli import rootless
+        settings = self.settings
+        if os.geteuid() != 0:
+            from lamina.cli import rootless
 
-        settings = rootless.enter(self.settings)
-        self._hear_warnings()
+            settings = rootless.enter(settings)
+        log.before_first(self._hear_warnings)
         with ExitStack() as stack:
-            report = stack.enter_context(self._bars()) if progress and self._draws() else None
+            report = stack.enter_context(self.progress()) if progress else None
             from lamina import Store
 
             store = Store(
@@ -55,11 +59,12 @@ class Session:
         if not self.quiet:
             say(text)
 
-    def _draws(self) -> bool:
-        return not self.quiet and sys.stderr.isatty()
-
     @contextmanager
-    def _bars(self) -> Iterator[ProgressCallback]:
+    def progress(self) -> Iterator[ProgressCallback | None]:
+        """What draws bars of long work on a terminal; None where there is none."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
         from lamina.cli.progress import Bars
 
         with Bars() as bars:

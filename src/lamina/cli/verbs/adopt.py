@@ -1,0 +1,261 @@
+"""``lamina adopt``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lamina.cli import output
+from lamina.cli.messages import say
+from lamina.cli.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lamina.oci.docker import Fault
+    from lamina.store import Store
+    from lamina.store.adopt import Adopted, Adoption, DockerSource
+    from lamina.store.rewrite import Rewrite
+
+
+@click.command()
+@click.argument("docker_root", metavar="DOCKER_ROOT", type=click.Path())
+@click.argument("names", metavar="[IMAGE|CONTAINER]...", nargs=-1)
+@click.option("--check", is_flag=True,
+              help="Read all layers, and verify that each gives back its tar.")  # fmt: skip
+@click.option("--bring", "mode", flag_value="bring",
+              help="Bring images and containers into the store.")  # fmt: skip
+@click.option("--read-only", "mode", flag_value="read-only",
+              help="Use them where they lie; what containers write goes to the store.")  # fmt: skip
+@click.option("--in-place", "mode", flag_value="in-place",
+              help="Rewrite the Docker root for another storage driver of Docker's.")  # fmt: skip
+@click.option("--to", "target", type=click.Choice(["docker-overlay2"]),
+              help="What --in-place rewrites it to.")  # fmt: skip
+@click.option("--delete-source", is_flag=True,
+              help="With --in-place: delete the old tree, once it was rewritten.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--copy", is_flag=True, help="With --bring: share no files by hard links.")
+@click.option("--no-verify", is_flag=True, help="Do not verify the layers that are taken over.")
+@output.format_option
+@click.pass_obj
+def command(
+    session: Session,
+    docker_root: str,
+    names: tuple[str, ...],
+    check: bool,
+    mode: str | None,
+    target: str | None,
+    delete_source: bool,
+    dry_run: bool,
+    copy: bool,
+    no_verify: bool,
+    form: str,
+) -> int:
+    """Take over images and containers that Docker left on AUFS.
+
+    DOCKER_ROOT is the directory of a Docker up to version 23 whose storage driver was aufs, such
+    as /var/lib/docker; no dockerd may run on it. Without --bring, --read-only or --in-place this
+    lists what there is and what is missing or damaged, and changes nothing. An adoption that was
+    interrupted is continued by the same command.
+
+    \b
+    Examples:
+      lamina adopt /var/lib/docker --check
+      lamina adopt /var/lib/docker --bring --dry-run
+      lamina adopt /var/lib/docker --bring
+      lamina --driver aufs adopt /var/lib/docker --read-only
+      lamina adopt /var/lib/docker --in-place --to docker-overlay2
+    """
+    _check_usage(names, mode, target, delete_source=delete_source, copy=copy)
+    if delete_source and mode == "in-place" and not target:
+        return _delete(session, docker_root, dry_run=dry_run)
+    from lamina.store.adopt import DockerSource, Way
+
+    with DockerSource(docker_root, alone=mode == "in-place" and not dry_run) as source:
+        if mode is None:
+            return _list(session, source, form, check=check)
+        if check and (status := _report(_verified(session, source))):
+            return status
+        if mode == "in-place":
+            return _rewrite(session, source, dry_run=dry_run, verify=not (no_verify or check),
+                            delete=delete_source)  # fmt: skip
+        way = Way.IN_PLACE if mode == "read-only" else Way.COPY if copy else Way.LINK
+        with session.store(progress=True) as store:
+            plan = store.adopt(source, names, way=way, verify=not (no_verify or check))
+            if dry_run:
+                return _show_plan(plan)
+            return _show_result(store, plan, plan.run())
+
+
+def _check_usage(
+    names: tuple[str, ...],
+    mode: str | None,
+    target: str | None,
+    *,
+    delete_source: bool,
+    copy: bool,
+) -> None:
+    if (target or delete_source) and mode != "in-place":
+        raise click.UsageError("--to and --delete-source go with --in-place")
+    if mode == "in-place" and not (target or delete_source):
+        raise click.UsageError("--in-place needs --to docker-overlay2")
+    if names and mode not in ("bring", "read-only"):
+        raise click.UsageError("names of images and containers go with --bring or --read-only")
+    if copy and mode != "bring":
+        raise click.UsageError("--copy goes with --bring")
+
+
+# -- listing ----------------------------------------------------------------------------
+
+
+def _list(session: Session, source: DockerSource, form: str, *, check: bool) -> int:
+    faults = _verified(session, source) if check else source.faults
+    if form == "json":
+        output.print_json(_described(source, faults))
+        return 1 if faults else 0
+    catalog = source.catalog
+    rows = [
+        [
+            ", ".join(image.names) or "<none>",
+            output.short(image.id),
+            str(len(image.chain)),
+            output.size(sum(catalog.layers[id].size for id in image.chain)),
+        ]
+        for image in catalog.shown()
+    ]
+    output.print_table(["IMAGE", "IMAGE ID", "LAYERS", "SIZE"], rows)
+    print()
+    rows = [
+        [
+            box.name,
+            output.short(box.id),
+            next(iter(catalog.images[box.image].names), output.short(box.image)),
+            output.size(source.survey(box.mount_id).size) if box.name not in bad else "?",
+        ]
+        for bad in [{fault.id for fault in faults}]
+        for box in sorted(catalog.containers.values(), key=lambda box: box.name)
+    ]
+    output.print_table(["CONTAINER", "CONTAINER ID", "IMAGE", "WRITTEN"], rows)
+    if check:
+        print(f"\nVerified: {len(catalog.layers)} layers, {len(faults)} faults")
+    return _report(faults)
+
+
+def _described(source: DockerSource, faults: list[Fault]) -> dict[str, object]:
+    catalog = source.catalog
+    return {
+        "root": str(source.path),
+        "images": [
+            {
+                "id": image.id,
+                "names": list(image.names),
+                "layers": list(image.chain),
+                "size": sum(catalog.layers[id].size for id in image.chain),
+            }
+            for image in catalog.shown()
+        ],
+        "containers": [
+            {"id": box.id, "name": box.name, "image": box.image, "command": list(box.command)}
+            for box in catalog.containers.values()
+        ],
+        "faults": [{"kind": fault.kind, "id": fault.id, "what": fault.what} for fault in faults],
+    }
+
+
+def _verified(session: Session, source: DockerSource) -> list[Fault]:
+    from lamina.store.adopt import verify_all
+
+    with session.progress() as report:
+        return verify_all(source, report)
+
+
+def _report(faults: Iterable[Fault]) -> int:
+    """Name what is wrong; the exit status."""
+    status = 0
+    for fault in faults:
+        say(str(fault))
+        status = 1
+    return status
+
+
+# -- bringing ---------------------------------------------------------------------------
+
+
+def _show_plan(plan: Adoption) -> int:
+    for image in plan.images:
+        output.write_line(f"image {', '.join(image.names) or output.short(image.id)}")
+    for box in plan.containers:
+        output.write_line(f"container {box.name}")
+    need, have = plan.need(), plan.available()
+    how = "by hard links" if plan.linking else "sharing blocks" if plan.sharing else "by copies"
+    if plan.way.value == "in place":
+        how = "read in place"
+    print(f"\n{len(plan.layers)} layers and {len(plan.containers)} containers to come, "
+          f"{output.size(plan.size)}, {how}")  # fmt: skip
+    print(f"Takes at most {output.size(need.size)} and {need.files:,} files; "
+          f"{output.size(have.size)} are free")  # fmt: skip
+    status = _report(plan.faults)
+    plan.check_room()
+    return status
+
+
+def _show_result(store: Store, plan: Adoption, result: Adopted) -> int:
+    how = "read in place" if plan.way.value == "in place" else "brought"
+    print(f"{result.images} images and {result.containers} containers {how} "
+          f"({result.layers} new layers, {output.size(result.size)}), driver "
+          f"{store.driver.name}")  # fmt: skip
+    return _report(result.faults)
+
+
+# -- rewriting --------------------------------------------------------------------------
+
+
+def _rewrite(
+    session: Session, source: DockerSource, *, dry_run: bool, verify: bool, delete: bool
+) -> int:
+    from lamina.store.rewrite import Rewrite, delete_source
+
+    work = Rewrite(source, verify=verify)
+    if dry_run:
+        return _show_rewrite(work)
+    with session.progress() as report:
+        result = work.run(report)
+    if result.before:
+        print(f"{source.path} was rewritten before")
+    else:
+        print(f"{result.images} images, {result.layers} layers and {result.containers} containers "
+              f"rewritten for overlay2 ({output.size(result.copied)} copied)")  # fmt: skip
+    status = _report(result.faults)
+    if delete and not status:
+        source.close()
+        delete_source(source.path)
+        print("The old tree is deleted")
+    elif (source.path / "aufs").exists():
+        session.remark(
+            "the old tree is still there: until it is deleted (--in-place --delete-source), "
+            "dockerd must be told to use overlay2 (--storage-driver, or in daemon.json)"
+        )
+    return status
+
+
+def _show_rewrite(work: Rewrite) -> int:
+    if work.is_done:
+        print("It was rewritten before")
+        return 0
+    print(f"{len(work.images)} images, {len(work.layers)} layers and {len(work.containers)} "
+          f"containers to be rewritten for overlay2")  # fmt: skip
+    print(f"Takes at most {output.size(work.need())}; {output.size(work.available())} are free")
+    status = _report(work.faults)
+    work.check_room()
+    return status
+
+
+def _delete(session: Session, root: str, *, dry_run: bool) -> int:
+    from lamina.store.rewrite import delete_source
+
+    if dry_run:
+        print(f"Would delete aufs, image/aufs and lamina-rewrite in {root}")
+        return 0
+    delete_source(root)
+    return 0
