@@ -16,6 +16,7 @@ import pytest
 from lamina.archive.copytree import copy_tree
 from lamina.archive.fold import fold, squash
 from lamina.archive.whiteout import AUFS, OVERLAY, OVERLAY_USER, Format
+from lamina.kernel import path as kpath
 from lamina.kernel import xattr
 from tests import support
 from tests.archive.tars import device, directory, fifo, file, hardlink, symlink, unpacked
@@ -174,7 +175,12 @@ def test_links_in_the_tree_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
 @pytest.mark.parametrize("where", ["whiteout", "opaque", "inside", "below"])
-def test_mount_points_stop_it(tmp_path: Path, where: str, kind: str) -> None:
+@pytest.mark.parametrize("openat2", [True, False])
+def test_mount_points_stop_it(
+    tmp_path: Path, where: str, kind: str, openat2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not openat2:  # as before Linux 5.6
+        monkeypatch.setattr(kpath, "_have_openat2", lambda: False)
     tree = tmp_path / "tree"
     (tree / "d/mnt").mkdir(parents=True)
     (tmp_path / "other").mkdir()

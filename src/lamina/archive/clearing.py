@@ -6,12 +6,10 @@ a tree that others use is changed, perhaps the running system's; so a mount poin
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
-from lamina.archive.descent import DIRECTORY, Descent
-from lamina.kernel.path import RESOLVE_NO_XDEV, openat2
+from lamina.archive.descent import Descent, open_same_mount
 
 
 def unlink(dir_fd: int, name: bytes) -> None:
@@ -34,7 +32,7 @@ def remove(dir_fd: int, name: bytes) -> None:
     if not stat.S_ISDIR(status.st_mode):
         unlink(dir_fd, name)
         return
-    fd = _open(dir_fd, name)
+    fd = open_same_mount(dir_fd, name)
     try:
         empty(fd)
     finally:
@@ -44,15 +42,14 @@ def remove(dir_fd: int, name: bytes) -> None:
 
 def empty(dir_fd: int) -> None:
     """Remove all that is in a directory, however deep; errors as of :func:`remove`."""
-    descent = Descent([dir_fd])
+    descent = Descent([dir_fd], one_mount=True)
     try:
         pending = [_unlink_files(dir_fd)]
         names: list[bytes] = []
         while True:
             if pending[-1]:
                 name = pending[-1].pop()
-                _check(descent.fds[0], name)
-                descent.enter(name, [0], lambda number, fd: True)
+                descent.enter(name, [0])
                 names.append(name)
                 pending.append(_unlink_files(descent.fds[0]))
                 continue
@@ -76,22 +73,3 @@ def _unlink_files(dir_fd: int) -> list[bytes]:
             else:
                 unlink(dir_fd, name)
     return directories
-
-
-def _check(dir_fd: int, name: bytes) -> None:
-    os.close(_open(dir_fd, name))
-
-
-def _open(dir_fd: int, name: bytes) -> int:
-    try:
-        return openat2(dir_fd, name, DIRECTORY, resolve=RESOLVE_NO_XDEV)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            raise OSError(errno.EBUSY, "another file system is mounted there") from error
-        if error.errno != errno.ENOSYS:
-            raise
-    fd = os.open(name, DIRECTORY, dir_fd=dir_fd)
-    if os.fstat(fd).st_dev != os.fstat(dir_fd).st_dev:
-        os.close(fd)
-        raise OSError(errno.EBUSY, "another file system is mounted there")
-    return fd

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
+from lamina.kernel import path
+
 Tree: TypeAlias = "int | str | bytes | os.PathLike[str]"
 """A directory: a path, or a descriptor, which stays the caller's."""
 
@@ -30,6 +32,20 @@ def open_tree(tree: Tree) -> int:
     return os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def open_same_mount(dir_fd: int, name: bytes) -> int:
+    """A descriptor of a directory in another; OSError EBUSY where something is mounted there."""
+    try:
+        return path.open_same_mount(dir_fd, name, DIRECTORY)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise OSError(errno.EBUSY, "another file system is mounted there") from error
+        raise
+
+
+def _open(dir_fd: int, name: bytes) -> int:
+    return os.open(name, DIRECTORY, dir_fd=dir_fd)
+
+
 def identity(fd: int) -> tuple[int, int]:
     """Device and inode: what a file is, whatever it is called."""
     status = os.fstat(fd)
@@ -42,13 +58,16 @@ class Descent:
     A directory need not be there in every tree. ``fds`` maps the tree's number to the current
     directory's descriptor, topmost tree first.
 
+    With ``one_mount`` it does not go where another file system is mounted: that is EBUSY.
+
     What is kept open: the levels near the top, and for each tree the deepest directory it has on
     the way; from there every directory above in that tree is reached by ``..``.
     """
 
-    def __init__(self, trees: Sequence[Tree]) -> None:
+    def __init__(self, trees: Sequence[Tree], *, one_mount: bool = False) -> None:
         self.fds: dict[int, int] = {}
         self._above: list[dict[int, int | tuple[int, int]]] = []
+        self._open = open_same_mount if one_mount else _open
         self._kept_levels = _KEPT // max(1, len(trees))
         try:
             for number, tree in enumerate(trees):
@@ -62,10 +81,11 @@ class Descent:
         """Levels below the top."""
         return len(self._above)
 
-    def enter(self, name: bytes, numbers: Iterable[int], visit: Visit) -> bool:
+    def enter(self, name: bytes, numbers: Iterable[int], visit: Visit | None = None) -> bool:
         """Go down to ``name`` in the trees given, one after the other.
 
-        ``visit(number, fd)`` is called for each and says whether the trees after it count too.
+        ``visit(number, fd)`` is called for each and says whether the trees after it count too;
+        without it they do.
         Returns whether all did: False when ``visit`` stopped, or a later tree has something else
         than a directory there. Raises OSError when the first can't be opened, then still standing
         where it stood.
@@ -76,7 +96,7 @@ class Descent:
         try:
             for number in numbers:
                 try:
-                    fd = os.open(name, DIRECTORY, dir_fd=here[number])
+                    fd = self._open(here[number], name)
                 except (NotADirectoryError, FileNotFoundError):
                     if not self.fds:
                         raise
@@ -85,7 +105,7 @@ class Descent:
                 if len(self._above) > self._kept_levels:
                     above[number] = identity(here[number])
                     os.close(here[number])
-                if not visit(number, fd):
+                if visit is not None and not visit(number, fd):
                     return False
         except BaseException:
             self.leave()

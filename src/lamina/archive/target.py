@@ -35,9 +35,8 @@ class Target:
         self._root_fd = root_fd
         self._copier = copier
         self._top = top
-        self._descent = Descent([root_fd])
+        self._descent = Descent([root_fd], one_mount=True)
         self._levels: list[_Level] = []
-        self._mount = _mount_id(root_fd)
         self._links: dict[tuple[int, int], bytes] = {}
         self._inherits: bool | None = None
 
@@ -81,7 +80,7 @@ class Target:
         """
         assert node.status is not None
         if node.depth:
-            self._descent.enter(node.name, [0], self._check_mount)
+            self._descent.enter(node.name, [0])
         self._levels.append(_Level(node.status, self._copier.attributes(node.fd)))
         if node.depth or self._top:
             self._copier.open_up(self.fd)
@@ -117,17 +116,3 @@ class Target:
         self._inherits = None
         if self._levels:
             self._descent.leave()
-
-    def _check_mount(self, number: int, fd: int) -> bool:
-        if _mount_id(fd) != self._mount:
-            raise OSError(errno.EBUSY, "another file system is mounted there")
-        return True
-
-
-def _mount_id(fd: int) -> bytes:
-    """What mount a descriptor is on (proc_pid_fdinfo(5)): bind mounts have the same device."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"mnt_id:"):
-                return line
-    return b""
