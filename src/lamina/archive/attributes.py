@@ -14,7 +14,7 @@ from typing import Final
 
 from lamina.archive import acl
 from lamina.archive.owners import Owners, Warn
-from lamina.errors import InvalidArchive
+from lamina.errors import InvalidArchive, UnmappedId
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap
 
@@ -118,6 +118,8 @@ def _mapped(name: str, value: bytes, idmap: IdMap, entry: bytes) -> bytes:
             return acl.mapped(
                 value, lambda uid: idmap.to_host(uid, 0)[0], lambda gid: idmap.to_host(0, gid)[1]
             )
+        except UnmappedId:
+            raise
         except ValueError as error:
             raise InvalidArchive(f"attribute {name}: {error}", entry) from error
     return value
