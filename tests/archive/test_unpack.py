@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.archive.tar import Type
+from lamina.archive.tar import Entry, Type
 from lamina.archive.unpack import Unpacked, UnpackOptions, unpack
 from lamina.archive.whiteout import AUFS, OVERLAY
 from lamina.errors import InvalidArchive, UnmappedId
@@ -213,6 +213,33 @@ def test_links_out_of_the_layer_lead_nowhere(tmp_path: Path) -> None:
             unpacked(tmp_path / f"l{number}", symlink("link", str(target)), file("link/f", b"x"))
         assert caught.value.entry == b"link/f"
     assert os.listdir(outside) == []
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        directory("x/d"),
+        file("x/2", b"x"),
+        hardlink("y", "x/1"),
+        file("x/.wh.a"),
+        symlink("x/s", "t"),
+    ],
+    ids=lambda last: last[0].name.decode(),
+)
+def test_no_link_leads_to_where_link_sources_wait(
+    tmp_path: Path, last: tuple[Entry, bytes]
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/f").write_bytes(b"lower")
+    with pytest.raises(InvalidArchive, match="no part of the layer") as caught:
+        unpacked(
+            tmp_path / "l",
+            hardlink("h", "f"),
+            symlink("x", ".wh..wh.aside"),
+            last,
+            lowers=(tmp_path / "below",),
+        )
+    assert caught.value.entry == last[0].name
 
 
 def test_a_link_loop_as_a_parent_is_refused(tmp_path: Path) -> None:

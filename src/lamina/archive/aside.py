@@ -1,7 +1,8 @@
 """A hidden directory at the top of a layer, for what must not be seen while it is unpacked.
 
 Sources of hard links wait there, and what an entry replaced goes there to be removed. Its name
-can't be an entry's: every name of the form ``.wh.*`` in an archive is a marker.
+can't be an entry's: every name of the form ``.wh.*`` in an archive is a marker. No link of the
+archive leads there either: the tree is told to refuse it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from lamina.archive.placement import OPEN_DIRECTORY, Directory
+from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree
 
 NAME = b".wh..wh.aside"
 
@@ -18,10 +19,11 @@ Gone = Callable[[bytes, int, os.stat_result, bytes], None]
 
 
 class Aside:
-    """The hidden directory below ``root_fd``; made when first needed, removed by :meth:`close`."""
+    """The hidden directory of ``tree``; made when first needed, removed by :meth:`close`."""
 
-    def __init__(self, root_fd: int) -> None:
-        self._root_fd = root_fd
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._root_fd = tree.root.fd
         self._directory: Directory | None = None
         self._serial = 0
 
@@ -31,6 +33,7 @@ class Aside:
         if self._directory is None:
             os.mkdir(NAME, 0o700, dir_fd=self._root_fd)
             self._directory = Directory(os.open(NAME, OPEN_DIRECTORY, dir_fd=self._root_fd))
+            self._tree.barred = self._directory.key
         return self._directory
 
     def new_name(self) -> bytes:

@@ -45,7 +45,7 @@ class Layer:
         self.fmt = fmt
         self.metadata = metadata
         self.tree = Tree(root_fd, metadata.now_ns)
-        self.aside = Aside(root_fd)
+        self.aside = Aside(self.tree)
         self.size = 0
         """Bytes of the regular files, a hard-linked one once."""
         self.superseded = 0

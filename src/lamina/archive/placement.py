@@ -90,12 +90,14 @@ class Tree:
         """What :meth:`at` was asked for last, as the archive has it; None: forgotten."""
         self.last = self.root
         """What it answered."""
+        self.barred: tuple[int, int] | None = None
+        """Device and inode of a directory that is not the archive's, if there is one."""
 
     def at(self, head: bytes) -> Directory:
         """The directory called ``head``, a name as archives have them.
 
-        The last two directories returned are open. Raises InvalidArchive as :func:`clean`, and
-        OSError: FileNotFoundError when there is none yet.
+        The last two directories returned are open. Raises InvalidArchive as :func:`clean` and
+        :meth:`adopt`, and OSError: FileNotFoundError when there is none yet.
         """
         if head != self.head:
             self.last = self._lookup(clean(head))
@@ -105,10 +107,13 @@ class Tree:
     def adopt(self, fd: int, path: bytes) -> Directory:
         """Keep ``fd``, a directory opened for reading, as the directory called ``path``.
 
-        Takes ``fd``, and closes it when the same directory is open already.
+        Takes ``fd``, and closes it when the same directory is open already. Raises InvalidArchive
+        for the one that is barred.
         """
         try:
             fresh = Directory(fd)
+            if fresh.key == self.barred:
+                raise InvalidArchive("a link to what is no part of the layer leads there", path)
         except BaseException:
             os.close(fd)
             raise
