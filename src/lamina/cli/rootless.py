@@ -6,7 +6,6 @@ There the user is root, may mount, and owns the ids that /etc/subuid and /etc/su
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lamina.errors import PermissionRequired
@@ -48,7 +47,7 @@ def locate(settings: Settings) -> Settings:
     from lamina.store.roots import default_root, default_run
 
     root = settings.root or default_root()
-    return replace(settings, root=root, run_root=settings.run_root or default_run(root))
+    return settings._replace(root=root, run_root=settings.run_root or default_run(root))
 
 
 def _become_root() -> None:

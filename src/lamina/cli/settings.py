@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import click
 
 SYSTEM_CONFIG = Path("/etc/lamina/config.toml")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The global options. None leaves the choice to the store."""
 
     root: Path | None = None
     run_root: Path | None = None
     driver: str | None = None
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    storage_options: Mapping[str, str] = MappingProxyType({})
     debug: bool = False
     quiet: bool = False
 
