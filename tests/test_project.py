@@ -76,7 +76,7 @@ def test_importing_the_package_loads_no_room() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["lamina"]
+    assert done.stdout.split() == ["lamina", "lamina.lazy"]
 
 
 def test_every_public_name_is_there() -> None:

@@ -12,12 +12,10 @@ Names are loaded when first used, so that importing one room of the package
 
 from __future__ import annotations
 
-import importlib
+from lamina.lazy import loader
 
-TYPE_CHECKING = False  # not from typing, whose import costs more than all of this package's own
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from lamina.api import Store as Store
     from lamina.archive.changes import Change as Change
     from lamina.archive.changes import Kind as Kind
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_HOMES = {
     "Change": "lamina.archive.changes",
     "Container": "lamina.store",
     "Image": "lamina.store",
@@ -37,15 +35,4 @@ _HOME = {
 }
 __all__ = ["Change", "Container", "Image", "Kind", "LaminaError", "Store", "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'lamina' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = loader(__name__, _HOMES)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lamina.errors import StoreError
-from lamina.oci import History, ImageConfig, RunConfig
+from lamina.oci import History, ImageConfig
 
 DOCUMENT = {
     "created": "2026-01-02T03:04:05Z",
@@ -31,18 +31,6 @@ def test_a_copy_shares_nothing() -> None:
     copy.extra["moby.buildkit.buildinfo.v1"]["frontend"] = "other"
     copy.history = [History(comment="new")]
     assert json.loads(image.encode()) == DOCUMENT
-
-
-def test_the_last_value_of_a_variable_counts() -> None:
-    image = ImageConfig.decode(json.dumps(DOCUMENT).encode())
-    assert image.config is not None
-    assert image.config.environment() == {"PATH": "/bin", "A": "2=3"}
-
-
-def test_a_command_replaces_cmd_and_not_the_entrypoint() -> None:
-    run = RunConfig(entrypoint=["/init"], cmd=["serve"])
-    assert run.argv() == ["/init", "serve"]
-    assert run.argv(["sh", "-c", "x"]) == ["/init", "sh", "-c", "x"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from lamina.archive.stack import walk
 from lamina.archive.target import Target
 from lamina.archive.whiteout import PLAIN
 from lamina.kernel.idmap import IdMap
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 AnyPath = str | bytes | Path
 

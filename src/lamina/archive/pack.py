@@ -16,7 +16,6 @@ Sockets are left out with a warning: tar has none.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -37,8 +36,9 @@ from lamina.errors import UnmappedId, printable
 from lamina.kernel.copy import data_ranges
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _Content: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
 """An open file, and the offset and length of each piece of it that is stored."""

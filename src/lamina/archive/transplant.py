@@ -7,7 +7,6 @@ only directories and whiteouts are made; else they share blocks or are copied.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from lamina.archive.whiteout import WHITEOUT_PREFIX, Format, Hidden, Listing, Vi
 from lamina.errors import printable
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM})
 """Another file system, too many links, or a file that may not be linked: then it is copied."""

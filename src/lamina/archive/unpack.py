@@ -26,7 +26,6 @@ Safety
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -45,8 +44,9 @@ from lamina.archive.tar.source import Readable
 from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Format, Mark, parse
 from lamina.errors import InvalidArchive, UnmappedId, printable
 from lamina.kernel.idmap import IdMap
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _IDENTITY = IdMap()
 _PROGRESS_STEP = 1 << 20

@@ -6,27 +6,25 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from lamina.cli import completing
 
 if TYPE_CHECKING:
-    from lamina.oci import RunConfig
     from lamina.store import Container, Image, Store
 
 LABEL = "io.lamina.run"
 """The label of a container in which its :class:`HowToRun` is kept, as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class HowToRun:
+class HowToRun(NamedTuple):
     """What run and create are told of a command, besides the command itself."""
 
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = MappingProxyType({})
     cwd: str | None = None
     user: str | None = None
     network: str = "host"
@@ -44,7 +42,7 @@ class HowToRun:
 
     def labels(self) -> dict[str, str]:
         """For :meth:`of`."""
-        return {LABEL: json.dumps(asdict(self))}
+        return {LABEL: json.dumps(self._asdict())}
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,8 +140,7 @@ def _argv(base: Image | Path, command: tuple[str, ...], entrypoint: str | None) 
     words = list(command[1:] if command[:1] == ("--",) else command)
     if entrypoint is not None:
         return [entrypoint, *words] if entrypoint else words
-    config: RunConfig | None = None if isinstance(base, Path) else base.config.config
-    return words if config is None else config.argv(words)
+    return words if isinstance(base, Path) else base.defaults.argv(words)
 
 
 def _environment(given: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, str]:

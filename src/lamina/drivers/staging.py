@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -20,8 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lamina.kernel.remove import remove_tree
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _serial = itertools.count()
 

@@ -1,4 +1,4 @@
-"""The image configuration (OCI image-spec, config.md).
+"""The image configuration (OCI image-spec, config.md); see also :mod:`lamina.oci.defaults`.
 
 What the specification names is a field; whatever else a document has is kept in ``extra``
 and written again, so that reading and writing loses nothing.
@@ -48,15 +48,6 @@ class RunConfig(_Open, rename="pascal"):
     exposed_ports: dict[str, dict[str, Any]] | None = None
     volumes: dict[str, dict[str, Any]] | None = None
     stop_signal: str = ""
-
-    def environment(self) -> dict[str, str]:
-        """``env`` as a mapping; of a name given twice the last counts."""
-        pairs = (item.partition("=") for item in self.env or ())
-        return {name: value for name, _, value in pairs}
-
-    def argv(self, command: list[str] | None = None) -> list[str]:
-        """Entrypoint and command, as ``docker run IMAGE COMMAND...`` joins them."""
-        return [*(self.entrypoint or ()), *(command or self.cmd or ())]
 
 
 class RootFs(_Open):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 
@@ -14,6 +13,8 @@ _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 
 def sha256(data: bytes) -> Digest:
     """The digest of some bytes, ``sha256:HEX``."""
+    import hashlib  # loads OpenSSL
+
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 

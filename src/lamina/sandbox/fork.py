@@ -14,7 +14,6 @@ fork has.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import subprocess
@@ -31,10 +30,11 @@ from lamina.kernel import mountinfo, namespaces
 from lamina.kernel.copy import syncfs
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.remove import remove_tree
+from lamina.log import Log
 from lamina.sandbox import conflicts, helper, plan
 from lamina.sandbox.plan import Plan, Point
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def fork_machine(workdir: Path, *, only: Path | None = None, hide: Sequence[Path] = ()) -> Fork:

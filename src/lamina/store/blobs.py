@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lamina.errors import DigestMismatch, StoreError
-from lamina.oci import hex_of, sha256
+from lamina.oci.digest import hex_of, sha256
 from lamina.types import Digest
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 
 from lamina.errors import InvalidName, LaminaError, NameInUse
 from lamina.store.core import Core
@@ -64,8 +63,7 @@ def fork(core: Core, record: Record, id: str, name: str | None, *, ephemeral: bo
             if fresh is not None:
                 _go_on(tx, record, fresh)
             top.record(tx, kind="writable", parent=ground)
-            other = replace(
-                record,
+            other = record._replace(
                 id=id,
                 name=free_name(tx, name),
                 layer=top.id,

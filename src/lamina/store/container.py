@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +10,11 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from lamina.archive.changes import Change
-from lamina.archive.pack import pack_tree
-from lamina.archive.stream import open_chunks
-from lamina.drivers import Driver
 from lamina.errors import ContainerRunning, LaminaError
-from lamina.oci import RunConfig
-from lamina.store import branches, committing
+from lamina.oci.defaults import Defaults
+from lamina.store import branches
 from lamina.store.core import Core
 from lamina.store.images import Image
 from lamina.store.locks import OWNER, RUNNING, USE, LockFile, taken
@@ -27,6 +22,13 @@ from lamina.store.names import new_id
 from lamina.store.records import Record, boot_id, fetch
 from lamina.store.removal import discard, release
 from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from lamina.archive.changes import Change
+    from lamina.drivers import Driver
+    from lamina.oci import RunConfig
 
 
 class State(StrEnum):
@@ -236,16 +238,19 @@ class Container:
         runner = self._core.runner
         if runner is None:
             raise LaminaError("this store can't run commands: use lamina.Store")
-        defaults = self._run_config()
+        image = self.image
+        defaults = Defaults() if image is None else image.defaults
         if capture:
+            import subprocess
+
             options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         with self.mounted() as root, self._running():
             result = runner(
                 root,
                 argv,
-                env={**defaults.environment(), **(env or {})},
-                cwd=cwd or defaults.working_dir or "/",
-                user=user or defaults.user or None,
+                env={**defaults.env, **(env or {})},
+                cwd=cwd or defaults.working_dir,
+                user=user or defaults.user,
                 network=network,
                 check=False,
                 **options,
@@ -267,6 +272,9 @@ class Container:
 
     def export(self) -> BinaryIO:
         """The whole file system as an uncompressed tar; mounted until the stream is closed."""
+        from lamina.archive.pack import pack_tree
+        from lamina.archive.stream import open_chunks
+
         root = self.mount()
         return open_chunks(pack_tree(root), self.unmount)
 
@@ -291,6 +299,8 @@ class Container:
         is run. May be called while mounted; for files that are being written no promise is
         made.
         """
+        from lamina.store import committing
+
         return committing.commit(
             self._core, self, name, message=message, author=author, squash=squash, config=config
         )
@@ -446,10 +456,6 @@ class Container:
                 "UPDATE containers SET finished = ?, exit_code = ? WHERE id = ?",
                 (time.time(), status, self.id),
             )
-
-    def _run_config(self) -> RunConfig:
-        image = self.image
-        return (image.config.config if image is not None else None) or RunConfig()
 
 
 def own(core: Core, id: str) -> LockFile:

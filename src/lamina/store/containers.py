@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.errors import InvalidName
 from lamina.store.branches import layer_options, new_top
@@ -19,8 +19,7 @@ from lamina.store.records import Record, fetch_in, free_name, from_row, insert, 
 from lamina.types import LayerId
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How a container is to be made. See :meth:`Store.container`."""
 
     name: str | None

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamina.drivers import Driver, registry
+from lamina.drivers import registry
 from lamina.errors import StoreError
-from lamina.kernel.copy import syncfs
-from lamina.progress import ProgressCallback
+from lamina.log import Log
 from lamina.store.blobs import Blobs
 from lamina.store.database import Database
 from lamina.store.leases import Leases
 from lamina.store.policy import SyncPolicy
 from lamina.store.roots import prepare
-from lamina.store.running import Runner
 from lamina.store.splits import Splits
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from lamina.drivers import Driver
+    from lamina.progress import ProgressCallback
+    from lamina.store.running import Runner
+
+log = Log(__name__)
 
 
 class Core:
@@ -91,6 +94,8 @@ class Core:
     def sync_content(self) -> None:
         """Wait until all files of the store are on disk, if its policy says so."""
         if self.sync is SyncPolicy.LAYER:
+            from lamina.kernel.copy import syncfs
+
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 syncfs(fd)

@@ -7,15 +7,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from lamina.errors import AmbiguousName, ImageInUse, ImageNotFound, InvalidName, StoreError
-from lamina.oci import ImageConfig, normalize
+from lamina.oci.defaults import Defaults
+from lamina.oci.reference import normalize
 from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.store.layers import Layer, chain
 from lamina.store.names import is_hex
 from lamina.store.removal import Doomed, discard, discard_blob, release
 from lamina.types import ChainId, DiffId, Digest, LayerId
+
+if TYPE_CHECKING:
+    from lamina.oci import ImageConfig
 
 
 class Image:
@@ -43,7 +48,14 @@ class Image:
     @cached_property
     def config(self) -> ImageConfig:
         """The configuration, read from its blob and verified. Copy it before changing it."""
+        from lamina.oci import ImageConfig
+
         return ImageConfig.decode(self._core.blobs.read(self.id))
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """How commands are run in its containers: a part of :attr:`config`."""
+        return Defaults.decode(self._core.blobs.read(self.id))
 
     @property
     def diff_ids(self) -> list[DiffId]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
-from lamina.archive.compression import Decompressed, open_stream
-from lamina.archive.stream import open_chunks
-from lamina.archive.unpack import UnpackOptions
 from lamina.errors import DigestMismatch, LayerBroken, LayerInUse, LayerNotFound
 from lamina.oci.digest import next_chain_id
-from lamina.progress import ProgressCallback
 from lamina.store.core import Core
 from lamina.store.database import Row, Transaction
 from lamina.store.making import Making, making
-from lamina.store.observing import RootFsWatch, reporter
 from lamina.store.removal import discard, release
-from lamina.store.splits import recording
-from lamina.store.work import Work
 from lamina.types import ChainId, DiffId, LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.compression import Decompressed
+    from lamina.progress import ProgressCallback
+    from lamina.store.work import Work
 
 Kind = Literal["image", "writable", "frozen"]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """What the store knows of a layer. ``size``: bytes of its files, None if not measured;
     ``tar_size``: bytes of its tar. ``diff_id`` and ``chain_id`` are None for what belongs to a
     container. ``created``: seconds since 1970."""
@@ -115,6 +110,11 @@ class Layers:
             DigestMismatch: it does not have the ``diff_id`` that was said.
             OSError: the disk is full, or the like. Nothing is left.
         """
+        from lamina.archive.compression import open_stream
+        from lamina.archive.unpack import UnpackOptions
+        from lamina.store.observing import RootFsWatch, reporter
+        from lamina.store.splits import recording
+
         above = parent.chain_id if parent else None
         if diff_id is not None and (known := self.hold(next_chain_id(above, diff_id), work)):
             return known
@@ -165,7 +165,7 @@ class Layers:
         with self._core.db.write(durable=self._core.durable) as tx:
             known = self._find(tx, layer.chain_id)
             if known is None:
-                made.record(tx, **asdict(layer))
+                made.record(tx, **layer._asdict())
             work.hold(tx, (known or layer).id)
         return known or layer
 
@@ -185,6 +185,8 @@ class Layers:
         Reading raises :class:`DigestMismatch` at the end of a tar that is not what it was, or
         :class:`LayerBroken` where a file of it is gone. Close the stream.
         """
+        from lamina.archive.stream import open_chunks
+
         if layer.diff_id is None:
             raise LayerBroken(layer.id, "it belongs to a container and has no tar of its own")
         return open_chunks(_verified(self._chunks(layer), layer))
@@ -262,6 +264,8 @@ _USERS = (
 
 
 def _verified(chunks: Iterator[bytes], layer: Layer) -> Iterator[bytes]:
+    import hashlib
+
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)

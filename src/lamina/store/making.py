@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lamina.drivers import Driver
 from lamina.store.core import Core
 from lamina.store.database import Transaction, Value
 from lamina.store.names import new_id
 from lamina.store.removal import discard
 from lamina.types import LayerId
 
+if TYPE_CHECKING:
+    from lamina.drivers import Driver
 
-@dataclass(slots=True)
+
 class Making:
     """A layer that the driver has and the tables have not yet."""
 
-    id: LayerId
-    driver: str
-    recorded: bool = False
+    def __init__(self, id: LayerId, driver: str) -> None:
+        self.id = id
+        self.driver = driver
+        self.recorded = False
 
     def record(
         self, tx: Transaction, *, kind: str, parent: LayerId | None, **values: Value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 
 from lamina.errors import InvalidName
 
@@ -53,9 +53,11 @@ def is_hex(text: str) -> bool:
 
 def made_up() -> str:
     """A name for a container that was given none: ``quiet_gneiss``. Not unique by itself."""
-    return f"{secrets.choice(_QUALITIES)}_{secrets.choice(_STONES)}"
+    number = int.from_bytes(os.urandom(8), "big")
+    number, quality = divmod(number, len(_QUALITIES))
+    return f"{_QUALITIES[quality]}_{_STONES[number % len(_STONES)]}"
 
 
 def new_id() -> str:
     """64 random hex digits: the id of a layer or container."""
-    return secrets.token_hex(32)
+    return os.urandom(32).hex()

@@ -6,9 +6,9 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.errors import AmbiguousName, ContainerNotFound, NameInUse
 from lamina.store.core import Core
@@ -17,8 +17,7 @@ from lamina.store.names import check_name, is_hex, made_up
 from lamina.types import Digest, LayerId
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One row of ``containers``. Times are seconds since 1970."""
 
     id: str

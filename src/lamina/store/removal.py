@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from lamina.errors import LayerInUse
+from lamina.log import Log
 from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.types import Digest, LayerId
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _REFERRED = """
 SELECT EXISTS (SELECT 1 FROM layers WHERE parent = :id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -32,6 +31,8 @@ def default_run(root: Path) -> Path:
     run = _SYSTEM_RUN if _is_system() else _user_run()
     if root == default_root():
         return run
+    import hashlib
+
     return run / hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
 
 

@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamina.archive.split import SplitRecorder, assemble
-from lamina.drivers import FileGetter
 from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.split import SplitRecorder
+    from lamina.drivers import FileGetter
 
 _SUFFIX = ".json.gz"
 
@@ -21,6 +24,8 @@ _SUFFIX = ".json.gz"
 @contextmanager
 def recording(staged: Path) -> Iterator[SplitRecorder]:
     """Record a tar that is being read in the new file ``staged``; complete after the block."""
+    from lamina.archive.split import SplitRecorder
+
     with open(staged, "x+b") as sink, SplitRecorder(sink, scratch=staged.parent) as recorder:
         yield recorder
         recorder.finish()
@@ -50,6 +55,8 @@ class Splits:
 
     def assemble(self, layer: LayerId, files: FileGetter) -> Iterator[bytes]:
         """The layer's tar, from the record and the files that the driver keeps."""
+        from lamina.archive.split import assemble
+
         with open(self._file(layer), "rb") as records:
             yield from assemble(records, files.open, layer=layer)
 

@@ -9,29 +9,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Self
 
-from lamina.archive.pack import pack_tree
-from lamina.archive.stream import open_chunks
-from lamina.drivers import Driver
 from lamina.errors import InvalidName
-from lamina.oci import RunConfig
-from lamina.progress import ProgressCallback
-from lamina.store import checking, committing, pruning
-from lamina.store.checking import Problem
 from lamina.store.container import Container
 from lamina.store.containers import Containers, Plan
 from lamina.store.core import Core
 from lamina.store.images import Image, Images
 from lamina.store.layers import Layers
 from lamina.store.policy import SyncPolicy
-from lamina.store.pruning import Pruned
 from lamina.store.roots import default_root, default_run
-from lamina.store.running import Runner
 from lamina.store.sweep import sweep
-from lamina.store.usage import Usage, usage
 from lamina.store.work import Work
 
 if TYPE_CHECKING:
+    from lamina.drivers import Driver
+    from lamina.oci import RunConfig
+    from lamina.progress import ProgressCallback
     from lamina.store.adopt import Adoption, DockerSource, Way
+    from lamina.store.checking import Problem
+    from lamina.store.pruning import Pruned
+    from lamina.store.running import Runner
+    from lamina.store.usage import Usage
 
 
 class Store:
@@ -149,6 +146,8 @@ class Store:
             InvalidName: ``name`` is not an image name.
             OSError: the disk is full, or the like. Nothing is left.
         """
+        from lamina.store import committing
+
         what = "importing the stream"
         if isinstance(source, str | os.PathLike):
             what = f"importing {Path(source).name}"
@@ -173,6 +172,10 @@ class Store:
 
         Raises as :meth:`import_tar`.
         """
+        from lamina.archive.pack import pack_tree
+        from lamina.archive.stream import open_chunks
+        from lamina.store import committing
+
         directory = Path(path)
         if not directory.is_dir():
             raise InvalidName(f"not a directory: {directory}")
@@ -209,6 +212,8 @@ class Store:
         Raises:
             InvalidName: there are no such layers, or ``name`` is not an image name.
         """
+        from lamina.store import committing
+
         count = len(image.diff_ids)
         first, last = (place + count if place < 0 else place for place in (first, last))
         return committing.squash(self._core, image, first, last, name)
@@ -282,6 +287,8 @@ class Store:
 
     def usage(self) -> Usage:
         """Bytes of images, containers and the whole. Measures writable layers only."""
+        from lamina.store.usage import usage
+
         return usage(self._core)
 
     def prune(self, *, containers: bool = False, unused: bool = False) -> Pruned:
@@ -290,6 +297,8 @@ class Store:
         With ``containers`` also kept containers that nobody uses, first; with ``unused`` also
         images that have names but no container.
         """
+        from lamina.store import pruning
+
         return pruning.prune(self._core, containers=containers, unused=unused)
 
     def check(
@@ -304,6 +313,8 @@ class Store:
         ``repair`` removes what belongs to nothing. ``contents`` also reads all files of all
         layers, and verifies that each gives back the tar that it was made of.
         """
+        from lamina.store import checking
+
         return checking.check(
             self._core,
             repair=repair,

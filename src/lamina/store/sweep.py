@@ -18,10 +18,10 @@ A transaction that was not committed never was (SQLite). Drivers sweep their own
 
 from __future__ import annotations
 
-import logging
 import os
 
 from lamina.errors import ContainerNotFound, ContainerRunning, LaminaError
+from lamina.log import Log
 from lamina.store.container import Container
 from lamina.store.core import Core
 from lamina.store.locks import OWNER, USE, LockFile, taken
@@ -30,7 +30,7 @@ from lamina.store.removal import Doomed, discard, discard_blob
 from lamina.store.work import end_work
 from lamina.types import Digest, LayerId
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 def sweep(core: Core) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +22,7 @@ class Work:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._id = secrets.token_hex(8)
+        self._id = os.urandom(8).hex()
 
     def hold(self, tx: Transaction, layer: LayerId) -> None:
         """Keep a layer until the work ends."""

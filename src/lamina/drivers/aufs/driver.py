@@ -9,7 +9,6 @@ option ``engine=kernel`` or ``engine=fuse`` insists on one.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +24,13 @@ from lamina.kernel import filesystems
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import MNT_DETACH, ensure_mountpoint_private, umount2
 from lamina.kernel.mountinfo import is_mountpoint, mounts_below
+from lamina.log import Log
 from lamina.types import LayerId
 
 if TYPE_CHECKING:
     from lamina.archive.whiteout import Format, View
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _INCOMPATIBLE = frozenset(
     {filesystems.MAGIC_AUFS, filesystems.MAGIC_BTRFS, filesystems.MAGIC_ECRYPTFS}

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -28,9 +27,10 @@ from lamina.drivers.base import check_id
 from lamina.drivers.layout import Chain
 from lamina.errors import InvalidName, LayerBroken, LayerExists, LayerInUse, LayerNotFound
 from lamina.kernel.remove import remove_tree
+from lamina.log import Log
 from lamina.types import LayerId
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 REMOVING = "-removing"
 _PARTS = {"diff": "diff", "merged": "mnt", "parents": "layers"}
