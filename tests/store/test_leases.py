@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from lamina.store.leases import Leases
+from tests.store import children
 
 
 def test_a_living_lease_is_not_found_dead(tmp_path: Path) -> None:
@@ -22,25 +22,25 @@ def test_a_living_lease_is_not_found_dead(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_staged_is_deleted(tmp_path: Path) -> None:
-    ready, wait = os.pipe()
-    child = os.fork()
-    if child == 0:
-        leases = Leases(tmp_path)
+    code = """
+        import pathlib, signal, sys
+        from lamina.store.leases import Leases
+        leases = Leases(pathlib.Path(sys.argv[1]))
         with leases.path() as path:
             path.write_bytes(b"half")
-            os.write(wait, leases.token.encode())
+            print(leases.token, flush=True)
             signal.pause()
-    token = os.read(ready, 100).decode()
-    mine = Leases(tmp_path)
-    with mine.dead([token]) as dead:
-        assert dead == []
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    """
+    with children.start(code, tmp_path, stdout=children.PIPE) as child:
+        assert child.stdout is not None
+        token = child.stdout.readline().decode().strip()
+        mine = Leases(tmp_path)
+        with mine.dead([token]) as dead:
+            assert dead == []
+        child.kill()
     with mine.dead([]) as dead:
         assert dead == [token]
     assert os.listdir(tmp_path) == []
-    os.close(ready)
-    os.close(wait)
 
 
 def test_an_interrupted_sweep_is_begun_again(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from pathlib import Path
 
 from lamina.store.locks import OWNER, RUNNING, USE, LockFile, taken
+from tests.store import children
 
 
 def test_two_objects_of_one_process_exclude_each_other(tmp_path: Path) -> None:
@@ -64,18 +63,25 @@ def test_who_waited_for_a_deleted_file_locks_the_next_one(tmp_path: Path) -> Non
 
 def test_a_process_that_died_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    ready, wait = os.pipe()
-    child = os.fork()
-    if child == 0:
-        LockFile(path).share(USE)
-        os.write(wait, b"x")
+    code = """
+        import pathlib, signal, sys
+        from lamina.store.locks import USE, LockFile
+        lock = LockFile(pathlib.Path(sys.argv[1]))
+        lock.share(USE)
+        print("locked", flush=True)
         signal.pause()
-        os._exit(0)
-    os.read(ready, 1)
-    assert taken(path, USE)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    """
+    with children.start(code, path, stdout=children.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert taken(path, USE)
+        child.kill()
     assert not taken(path, USE)
     assert path.exists()
-    os.close(ready)
-    os.close(wait)
+
+
+def test_a_dropped_object_holds_nothing(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "a")
+    lock.share(USE)
+    del lock
+    assert not taken(tmp_path / "a", USE)

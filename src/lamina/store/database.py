@@ -105,11 +105,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Run queries; several see one state of the database."""
-        with self._errors():
-            connection = self._connect()
-            if connection.in_transaction:
-                yield Transaction(connection)
-                return
+        with self._errors(), self._connection() as connection:
             connection.execute("BEGIN")
             try:
                 yield Transaction(connection)
@@ -123,22 +119,16 @@ class Database:
         ``durable`` also waits until it is on disk, so that it survives a power cut; else a
         power cut may undo the last transactions, in order, never parts of one.
         """
-        with self._errors():
-            connection = self._connect()
-            if durable:
-                connection.execute("PRAGMA synchronous=FULL")
+        with self._errors(), self._connection() as connection:
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield Transaction(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            finally:
-                if durable:
-                    connection.execute("PRAGMA synchronous=NORMAL")
+                yield Transaction(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
     def damage(self) -> list[str]:
         """What SQLite's own check finds wrong; reads the whole database."""
@@ -155,6 +145,20 @@ class Database:
 
     # -- connections --------------------------------------------------------------------
 
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, for one transaction: they do not nest."""
+        connection = self._connect()
+        if getattr(self._local, "busy", False):
+            raise RuntimeError("a transaction within a transaction")
+        if connection.in_transaction:  # a signal came where it could not be ended
+            connection.execute("ROLLBACK")
+        self._local.busy = True
+        try:
+            yield connection
+        finally:
+            self._local.busy = False
+
     def _connect(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
             self._forget_parent()
@@ -167,7 +171,6 @@ class Database:
                 self._open.append(connection)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys=ON")
-            connection.execute("PRAGMA synchronous=NORMAL")
             self._local.connection = connection
         return connection
 

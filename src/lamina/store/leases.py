@@ -74,7 +74,7 @@ class Leases:
                 _delete(self._path, token)
         finally:
             for lock in locks.values():
-                os.close(lock)
+                _unlock(lock)
 
     def close(self) -> None:
         """End our lease. A new one is taken when needed."""
@@ -132,4 +132,13 @@ def _end(path: Path, token: str, lock: int, pid: int) -> None:
     except OSError as error:
         log.warning("can't delete %s: %s", path / token, error)
     finally:
-        os.close(lock)
+        if pid == os.getpid():
+            _unlock(lock)
+        else:
+            os.close(lock)
+
+
+def _unlock(lock: int) -> None:
+    """Explicitly: a child that another thread forked has the file open until it execs."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)

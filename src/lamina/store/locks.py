@@ -63,7 +63,11 @@ class LockFile:
         self._set(byte, fcntl.F_UNLCK, fcntl.F_OFD_SETLK)
 
     def close(self) -> None:
-        """Unlock all. May be called twice."""
+        """Unlock all. May be called twice.
+
+        Unlocking is explicit: a child that another thread forked has the file open until it
+        execs, and would keep the locks.
+        """
         if self._fd < 0:
             return
         try:
@@ -72,8 +76,14 @@ class LockFile:
         except FileNotFoundError:
             pass
         finally:
+            self._set(0, fcntl.F_UNLCK, fcntl.F_OFD_SETLK, _BYTES)
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        """Unlock with the object, should nobody have closed it."""
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
 
     def _try(self, start: int, length: int) -> bool:
         try:
