@@ -223,6 +223,23 @@ def test_applying_on_top_of_content_merges(driver: Driver) -> None:
         assert sorted(p.name for p in (root / "dir").iterdir()) == ["a", "c"]
 
 
+def test_applying_against_another_parent_keeps_what_the_tar_does_not_name(two: Driver) -> None:
+    """The naive way: the tree is made what it would be on that parent."""
+    other = LayerId("other")
+    two.create(other)
+    two.create_read_write(COPY, BASE)
+    with two.mounted(COPY) as root:
+        root.chmod(0o711)
+        (root / "dir").chmod(0o700)
+    size = two.apply_diff(COPY, other, tar(("dir/added", b"new"), ".wh.gone"))
+    assert size == 3
+    with two.mounted(COPY) as root:
+        assert (root / "dir/added").read_bytes() == b"new"
+        assert not (root / "gone").exists()
+        assert stat.S_IMODE(root.stat().st_mode) == 0o711
+        assert stat.S_IMODE((root / "dir").stat().st_mode) == 0o700
+
+
 def test_a_getter_reads_the_layers_own_files_only(two: Driver, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("secret")
     with two.mounted(SNAP) as root:

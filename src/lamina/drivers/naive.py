@@ -87,6 +87,13 @@ def apply(
     A damaged archive leaves the layer as it was; a disk that gets full while folding may not.
     """
     with driver.mounted(id) as root:
-        unpacked = unpack(reader, staged, fmt=whiteout.AUFS, idmap=driver.idmap, options=options)
+        unpacked = unpack(
+            reader,
+            staged,
+            fmt=whiteout.AUFS,
+            idmap=driver.idmap,
+            lowers=[root],
+            options=options,
+        )
         fold.fold([staged], whiteout.AUFS, root)
         return unpacked

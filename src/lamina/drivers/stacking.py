@@ -83,7 +83,8 @@ class StackingDriver(DirectoryDriver):
                 raise
             from lamina.archive.fold import squash
 
-            squash([new, old], self._format(), f"{staged}/both")
+            lowers = [Path(p) for p in self._directories(self.layout.chain(id))]
+            squash([new, old], self._format(), f"{staged}/both", lowers=lowers)
             exchange(f"{staged}/both", old)
 
     def _split(self, id: LayerId, parent: LayerId | None) -> tuple[list[str], list[str]] | None:
