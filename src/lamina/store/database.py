@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import sqlite3
 import threading
@@ -21,8 +20,6 @@ from typing import Any
 
 from lamina.errors import LaminaError, PermissionRequired, StoreError
 from lamina.store.schema import APPLICATION_ID, MIGRATIONS
-
-log = logging.getLogger(__name__)
 
 Value = str | int | float | bytes | None
 Row = sqlite3.Row
@@ -120,7 +117,7 @@ class Database:
         power cut may undo the last transactions, in order, never parts of one.
         """
         with self._errors(), self._connection() as connection:
-            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._synchronous(connection, "FULL" if durable else "NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield Transaction(connection)
@@ -158,6 +155,12 @@ class Database:
             yield connection
         finally:
             self._local.busy = False
+
+    def _synchronous(self, connection: sqlite3.Connection, level: str) -> None:
+        """How far a commit waits for the disk. Can't be changed within a transaction."""
+        if getattr(self._local, "synchronous", None) != level:
+            connection.execute(f"PRAGMA synchronous={level}")
+            self._local.synchronous = level
 
     def _connect(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
