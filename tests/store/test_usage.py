@@ -113,13 +113,13 @@ def _fill(store: Store, count: int) -> None:
     connection.close()
 
 
-def _median_opening(open_store: MakeStore) -> float:
+def _quickest_opening(open_store: MakeStore) -> float:
     times = []
-    for _ in range(15):
+    for _ in range(40):
         start = time.perf_counter()
         open_store().close()
         times.append(time.perf_counter() - start)
-    return sorted(times)[7]
+    return min(times)
 
 
 def test_opening_costs_the_same_with_ten_thousand_layers(
@@ -127,9 +127,10 @@ def test_opening_costs_the_same_with_ten_thousand_layers(
 ) -> None:
     store = open_store(driver="vfs")
     store.import_tar(io.BytesIO(root_fs), "x")
-    small = _median_opening(open_store)
+    small = _quickest_opening(open_store)
     _fill(store, 10_000)
-    assert _median_opening(open_store) < 3 * small + 0.002
+    a_walk = 0.01  # the least that looking at each of 10,000 would take
+    assert _quickest_opening(open_store) < 3 * small + a_walk / 2
     usage = open_store().usage()
     assert usage.layers == SIZE + 10_000
 
