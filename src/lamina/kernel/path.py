@@ -104,6 +104,7 @@ def open_same_mount(dir_fd: int, name: bytes, flags: int) -> int:
 
 
 def mount_id(fd: int) -> bytes:
+    """What tells the mount of ``fd`` from others, bind mounts of one file system included."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
         return next(line for line in info if line.startswith(b"mnt_id:"))
 
