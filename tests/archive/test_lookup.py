@@ -59,3 +59,27 @@ def test_no_layers_show_nothing() -> None:
         assert (lookup.fd, lookup.names(), lookup.find(b"x")) == (-1, [], None)
         lookup.enter(b"x")
         lookup.leave()
+
+
+@ALL
+def test_paths_are_found_in_any_order(fmt: Format, tmp_path: Path) -> None:
+    layers = [
+        make(tmp_path / "3", fmt, "a/b/new", "-a/gone", "o/!", "o/x", "f"),
+        make(tmp_path / "2", fmt, "a/b/old", "a/gone", "o/y", "f/x"),
+        make(tmp_path / "1", fmt, "a/b/c/deep", "a/gone", "o/z"),
+    ]
+    there = {b"a/b/new": 3, b"a/b/old": 2, b"a/b/c/deep": 1, b"o/x": 3, b"f": 3, b"a": 3, b"": 3}
+    not_there = (b"a/gone", b"a/gone/x", b"o/y", b"o/z", b"f/x", b"none", b"none/a/b", b"a/b/c/b")
+    with Lookup(layers, fmt) as lookup:
+        for path in sorted([*there, *not_there]) + sorted([*there, *not_there], reverse=True):
+            found = lookup.find_path(path)
+            assert (found is not None) is (path in there), path
+            if found is not None:
+                expected = (tmp_path / str(there[path]) / path.decode()).stat()
+                assert found.status.st_ino == expected.st_ino, path
+        lookup.go(b"a/b")
+        assert lookup.names() == [b"c", b"new", b"old"]
+        lookup.go(b"")
+        assert lookup.names() == [b"a", b"f", b"o"]
+    with Lookup([], fmt) as lookup:
+        assert lookup.find_path(b"") is None

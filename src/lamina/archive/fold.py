@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lamina.archive import clearing
-from lamina.archive.lowers import Lowers
+from lamina.archive.lookup import Lookup
 from lamina.archive.nodes import Copier
 from lamina.archive.owners import Owners, Warn, for_process
 from lamina.archive.stack import Node, NodeKind, walk
@@ -20,8 +20,9 @@ from lamina.archive.whiteout import Format
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 AnyPath = str | bytes | Path
 
@@ -163,8 +164,10 @@ def squash(
     copier = Copier(owners or for_process(IdMap()), fmt, warn)
     root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with Target(root_fd, copier) as tree:
-            squashing = _Squashing(tree, copier, fmt, lowers, move=move)
+        with ExitStack() as held:
+            below = None if lowers is None else held.enter_context(Lookup(lowers, fmt))
+            tree = held.enter_context(Target(root_fd, copier))
+            squashing = _Squashing(tree, copier, fmt, below, move=move)
             for node in walk(uppers, fmt):
                 try:
                     squashing.add(node)
@@ -180,14 +183,14 @@ class _Squashing:
         target: Target,
         copier: Copier,
         fmt: Format,
-        lowers: Sequence[Path] | None,
+        lowers: Lookup | None,
         *,
         move: bool,
     ) -> None:
         self._target = target
         self._copier = copier
         self._fmt = fmt
-        self._lowers = None if lowers is None else Lowers(lowers, fmt)
+        self._lowers = lowers
         self._move = move
 
     def add(self, node: Node) -> None:
@@ -206,10 +209,7 @@ class _Squashing:
             self._copier.node(node.dir_fd, node.name, node.status, fd, node.name)
 
     def _hides_something(self, node: Node) -> bool:
-        if self._lowers is None:
-            return True
-        with self._lowers.find(node.path) as found:
-            return found is not None
+        return self._lowers is None or self._lowers.find_path(node.path) is not None
 
     def _taken_over(self, node: Node, fd: int) -> bool:
         """Rename or link the file itself into ``fd``; False where only a copy can be had."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lamina.archive.aside import Aside
 from lamina.archive.attributes import ACL_DEFAULT
-from lamina.archive.lowers import Lowers
+from lamina.archive.lookup import Lookup
 from lamina.archive.metadata import Metadata
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
 from lamina.archive.stack import walk
@@ -50,7 +50,7 @@ class Layer:
         """Bytes of the regular files, a hard-linked one once."""
         self.superseded = 0
         """How many regular files with content were removed again."""
-        self._lowers = Lowers(lowers or (), fmt)
+        self._lowers = Lookup(lowers or (), fmt)
         self._lowers_known = lowers is not None
         self._on_superseded = on_superseded
         self._root_opaque = False
@@ -58,8 +58,12 @@ class Layer:
         self.beside = False
         """Whether there may be whiteouts that lie beside the name they hide."""
         self._copied: dict[bytes, bytes] = {}  # files of lower layers that links needed
-        _remove_default_acl(root_fd)
-        self._like_below(self.tree.root, b"")
+        try:
+            _remove_default_acl(root_fd)
+            self._like_below(self.tree.root, b"")
+        except BaseException:
+            self.discard()
+            raise
 
     # -- directories
 
@@ -120,15 +124,16 @@ class Layer:
         return directory
 
     def _like_below(self, directory: Directory, path: bytes) -> None:
-        with self._lowers.find(path) as below:
-            if below is None or not stat.S_ISDIR(below[2].st_mode):
-                self.metadata.implied(directory, path)
-            else:
-                fd = os.open(below[1], OPEN_DIRECTORY, dir_fd=below[0])
-                try:
-                    self.metadata.directory_like(directory, path, fd)
-                finally:
-                    os.close(fd)
+        below = self._lowers.find_path(path)
+        if below is None or not below.is_directory:
+            self.metadata.implied(directory, path)
+            return
+        _, base = split(path)
+        fd = os.open(base or b".", OPEN_DIRECTORY, dir_fd=below.dir_fd)
+        try:
+            self.metadata.directory_like(directory, path, fd)
+        finally:
+            os.close(fd)
 
     # -- what is there makes way
 
@@ -210,8 +215,7 @@ class Layer:
                 return False
         if not self._lowers_known:
             return True
-        with self._lowers.find(b"/".join([*parts, name])) as below:
-            return below is not None
+        return self._lowers.find_path(b"/".join([*parts, name])) is not None
 
     def _place(self, directory: Directory) -> bytes:
         """The clean path of a directory, without the links that its name may go through."""
@@ -260,19 +264,19 @@ class Layer:
         """
         name = self._copied.get(path)
         if name is None:
-            with self._lowers.find(path) as below:
-                if below is None:
-                    return None
-                dir_fd, base, status = below
-                if stat.S_ISDIR(status.st_mode):
-                    raise InvalidArchive(f"a hard link to the directory '{printable(path)}'")
-                name = self.aside.new_name()
-                copy = self.metadata.copier.node
-                size = copy(dir_fd, base, status, self.aside.directory.fd, name)
-                if size is None:
-                    raise InvalidArchive(f"a hard link to '{printable(path)}', which can't be made")
-                self.size += size
-                self._copied[path] = name
+            below = self._lowers.find_path(path)
+            if below is None:
+                return None
+            if below.is_directory:
+                raise InvalidArchive(f"a hard link to the directory '{printable(path)}'")
+            name = self.aside.new_name()
+            _, base = split(path)
+            copy = self.metadata.copier.node
+            size = copy(below.dir_fd, base, below.status, self.aside.directory.fd, name)
+            if size is None:
+                raise InvalidArchive(f"a hard link to '{printable(path)}', which can't be made")
+            self.size += size
+            self._copied[path] = name
         return self.aside.directory, name
 
     # -- the end
@@ -290,11 +294,13 @@ class Layer:
 
     def discard(self) -> None:
         """Close all that is open; what was made is left as it is."""
+        self._lowers.close()
         self.aside.discard()
         self.tree.discard()
 
     def _hide_all_below(self) -> None:
-        for name in sorted(self._lowers.top_names()):
+        self._lowers.go(b"")
+        for name in self._lowers.names():
             self.hide(self.tree.root, name)
 
     def _link_copy(self, path: bytes, name: bytes) -> None:

@@ -3,6 +3,8 @@
 Costs one lstat(2) for each layer that has the *directory* of a name, down to the first that has
 the name (two where whiteouts are names of their own). Layers without the directory drop out when
 it is entered, so that a deep stack is asked only near its top.
+
+Links are not followed: names are those of the directories they are in.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Lookup:
     def __init__(self, layers: Sequence[Tree], fmt: View) -> None:
         self._fmt = fmt
         self._descent = Descent(layers)
+        self._names: list[bytes] = []  # on the way from the top
         self._asked: tuple[bytes, list[Mention], Iterator[Mention]] | None = None
         """The name last found, where it was, and the layers below: entering it goes on there."""
 
@@ -66,6 +69,31 @@ class Lookup:
         self._asked = name, first, mentions
         return first[0][1] if first else None
 
+    def find_path(self, path: bytes) -> Found | None:
+        """The entry that shows at ``path``, from the top; the top itself is ``b""``.
+
+        Goes to the directory it is in, so that paths in an order in which directories keep
+        together cost the least.
+        """
+        head, _, base = path.rpartition(b"/")
+        self.go(head)
+        if base:
+            return self.find(base)
+        return Found(self.fd, os.fstat(self.fd)) if self.fd >= 0 else None
+
+    def go(self, path: bytes) -> None:
+        """Go to a directory by its path from the top, which is ``b""``."""
+        names = path.split(b"/") if path else []
+        common = 0
+        for name, here in zip(names, self._names, strict=False):
+            if name != here:
+                break
+            common += 1
+        while self.depth > common:
+            self.leave()
+        for name in names[common:]:
+            self.enter(name)
+
     def names(self) -> list[bytes]:
         """All names that show here, sorted."""
         fds = self._descent.fds.items()
@@ -84,10 +112,12 @@ class Lookup:
             merged.append(number)
         self._asked = None
         self._descent.enter(name, merged, self._transparent)
+        self._names.append(name)
 
     def leave(self) -> None:
         """Go back up."""
         self._asked = None
+        self._names.pop()
         self._descent.leave()
 
     def _mentions(self, name: bytes) -> Iterator[Mention]:
@@ -101,6 +131,10 @@ class Lookup:
     def _transparent(self, number: int, fd: int) -> bool:
         return not self._fmt.is_opaque(fd)
 
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._descent.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -110,4 +144,4 @@ class Lookup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._descent.close()
+        self.close()
