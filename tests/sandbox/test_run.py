@@ -260,7 +260,7 @@ def _processes_in(root: Path) -> list[str]:
             lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
         except OSError:
             continue
-        top = next(line for line in lines if line.split()[4] == "/")
+        top = next((line for line in lines if line.split()[4] == "/"), "")  # in a chroot: none
         if f" {root} " in top or f"upperdir={root.parent}/upper" in top:
             found.append(pid)
     return found
