@@ -21,9 +21,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lamina.drivers.base import check_id
 from lamina.drivers.staging import Staging
@@ -31,8 +30,7 @@ from lamina.errors import LayerBroken, LayerExists, LayerInUse, LayerNotFound
 from lamina.types import LayerId
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """What lies below a layer, nearest first."""
 
     layers: tuple[LayerId, ...] = ()

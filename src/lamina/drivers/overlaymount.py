@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from lamina.errors import MountError
 from lamina.kernel import mount, namespaces
@@ -26,8 +26,7 @@ MAX_LOWERS = 500
 _PLAIN = (("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"))
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(NamedTuple):
     """What to stack. Without ``upper`` the mount is read-only and needs two lowers."""
 
     lowers: Sequence[str]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.drivers.base import Driver
 from lamina.errors import DriverUnsupported, InvalidName
@@ -17,8 +17,7 @@ _KNOWN: dict[str, str] = {
 """Best first: the order in which :func:`choose` asks. A module is imported when it is asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Availability:
+class Availability(NamedTuple):
     """Whether a driver works here."""
 
     name: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from lamina.errors import UnmappedId
 
@@ -14,39 +14,49 @@ SUBUID = Path("/etc/subuid")
 SUBGID = Path("/etc/subgid")
 
 
-@dataclass(frozen=True, slots=True)
-class IdRange:
-    """``size`` ids from ``container`` on are, on the host, those from ``host`` on."""
-
+class _Range(NamedTuple):
     container: int
     host: int
     size: int
 
-    def __post_init__(self) -> None:
-        if min(self.container, self.host) < 0 or self.size < 1:
-            raise ValueError(f"not a range of ids: {self}")
+
+class IdRange(_Range):
+    """``size`` ids from ``container`` on are, on the host, those from ``host`` on."""
+
+    __slots__ = ()
+
+    def __new__(cls, container: int, host: int, size: int) -> Self:
+        """Refuses a range of no ids, or of negative ones, with ValueError."""
+        if min(container, host) < 0 or size < 1:
+            raise ValueError(f"not a range of ids: {container} {host} {size}")
+        return super().__new__(cls, container, host, size)
 
     def __str__(self) -> str:
         """A line of /proc/PID/uid_map."""
         return f"{self.container} {self.host} {self.size}"
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class _Maps(NamedTuple):
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+
+
+class IdMap(_Maps):
     """The two maps of a user namespace. Without ranges it is the identity, and false.
 
     Ids outside all ranges of a map that has any raise UnmappedId.
     """
 
-    uids: tuple[IdRange, ...] = ()
-    gids: tuple[IdRange, ...] = ()
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if bool(self.uids) != bool(self.gids):
+    def __new__(cls, uids: tuple[IdRange, ...] = (), gids: tuple[IdRange, ...] = ()) -> Self:
+        """Refuses ranges that overlap, or of one kind of ids alone, with ValueError."""
+        if bool(uids) != bool(gids):
             raise ValueError("an id map has ranges for both users and groups, or for neither")
-        for ranges in (self.uids, self.gids):
+        for ranges in (uids, gids):
             _refuse_overlap([(r.container, r.size) for r in ranges])
             _refuse_overlap([(r.host, r.size) for r in ranges])
+        return super().__new__(cls, uids, gids)
 
     def __bool__(self) -> bool:
         return bool(self.uids)

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.kernel import _syscall
 from lamina.kernel._syscall import (
@@ -67,8 +67,7 @@ _SB_WORDS = ((0x10, b"sync"), (0x80, b"dirsync"), (1 << 25, b"lazytime"))
 _MS_UNBINDABLE = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """One line of proc_pid_mountinfo(5).
 
     ``root`` is the directory of the file system that is seen at ``target``. ``options`` are

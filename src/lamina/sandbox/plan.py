@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lamina.kernel import mountinfo
 from lamina.kernel.mountinfo import MountPoint
@@ -26,8 +26,7 @@ _KERNEL_FILE_SYSTEMS = frozenset(
 _SCRATCH = (b"/tmp", b"/var/tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """A directory of the machine that gets its own upper layer in the fork."""
 
     target: bytes
@@ -40,7 +39,6 @@ class Point:
     """Mounts lie below it, and this process may not look past them (``skeleton.py``)."""
 
 
-@dataclass(slots=True)
 class Plan:
     """The mounts of a fork, in order. ``steps`` are for the helper (``forked.py``):
 
@@ -48,8 +46,9 @@ class Plan:
     ``("bind", target, recursive, read-only)`` and ``("hide", target)``.
     """
 
-    points: list[Point] = field(default_factory=list)
-    steps: list[tuple[object, ...]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.steps: list[tuple[object, ...]] = []
 
     def fork(self, target: bytes, *, reported: bool = True, skeleton: bool = False) -> None:
         """Give the directory ``target`` its own upper layer."""

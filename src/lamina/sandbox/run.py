@@ -9,19 +9,19 @@ not hold an attacker who is root.
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lamina.errors import UnmappedId
 from lamina.kernel.idmap import IdMap, IdRange
 from lamina.kernel.process import capability_mask
 from lamina.sandbox import helper, mountpoints, users
 from lamina.sandbox.child import DEFAULT_PATH
+
+if TYPE_CHECKING:
+    import subprocess
 
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -44,8 +44,7 @@ DEFAULT_CAPABILITIES = (
 _DIRECTORIES = (b"proc", b"sys", b"dev")
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A directory or file of the host to be seen at ``target`` in the container."""
 
     source: Path
@@ -92,7 +91,7 @@ def run(
     if not argv:
         raise ValueError("an empty command")
     words = [os.fspath(word) for word in argv]
-    name = hostname or socket.gethostname()
+    name = hostname or os.uname().nodename
     uid_map, gid_map = _id_maps(idmap)
     with ExitStack() as stack:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

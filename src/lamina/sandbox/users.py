@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.errors import UserNotFound
 from lamina.kernel.path import open_in_root
@@ -11,8 +11,7 @@ from lamina.kernel.path import open_in_root
 _LIMIT = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Who a command runs as; ``groups`` are the supplementary ones."""
 
     uid: int

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import logging
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -24,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.kernel.remove import remove_tree
+from lamina.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class Leases:
@@ -85,7 +84,7 @@ class Leases:
 
     def _take(self) -> tuple[str, int]:
         while True:
-            token = secrets.token_hex(8)
+            token = os.urandom(8).hex()
             lock = _try_lock(self._lock_path(token))
             if lock is not None:
                 break
