@@ -16,6 +16,18 @@ from lamina.errors import DriverUnsupported
 from tests import support
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a union that is not ours can't do, whatever the driver does."""
+
+    longest_name: int = 255
+    """Bytes in the name of a file that shows through a mount."""
+
+
+# aufs keeps room for a whiteout of the name, and for that whiteout's temporary name.
+_LIMITS = {"kernel aufs": Limits(longest_name=242)}
+
+
 @dataclass
 class Factory:
     """Makes drivers over one home and one run directory."""
@@ -61,6 +73,12 @@ def factory(driver_name: str, tmp_path: Path) -> Iterator[Factory]:
 @pytest.fixture
 def driver(factory: Factory) -> Driver:
     return factory.make()
+
+
+@pytest.fixture
+def limits(driver: Driver) -> Limits:
+    union = dict(driver.status()).get("Union", "")
+    return next((found for name, found in _LIMITS.items() if union.startswith(name)), Limits())
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ import pytest
 from lamina.drivers import Driver
 from lamina.types import LayerId
 from tests import support
+from tests.conformance.conftest import Limits
 from tests.conformance.trees import entry, facts, names_in, tar
 
 BASE, SNAP, TOP, COPY = LayerId("base"), LayerId("snap"), LayerId("top"), LayerId("copy")
 
 
-def fill(root: Path) -> None:
+def fill(root: Path, limits: Limits) -> None:
     """Some of everything that an ordinary tree has."""
     (root / "dir/sub").mkdir(parents=True)
     (root / "dir/file").write_text("file")
@@ -36,7 +37,7 @@ def fill(root: Path) -> None:
     (root / "dangling").symlink_to("/nowhere")
     os.link(root / "dir/file", root / "hard")
     (root / "ünï\udcffcode").write_text("name")
-    (root / ("n" * 255)).write_text("long")
+    (root / ("n" * limits.longest_name)).write_text("long")
     os.utime(root / "dir/file", ns=(1, 1_234_567_890_123_456_789))
     (root / "moved").write_text("moved")
 
@@ -83,11 +84,11 @@ D /moved
 
 
 @pytest.fixture
-def two(driver: Driver) -> Driver:
+def two(driver: Driver, limits: Limits) -> Driver:
     """BASE filled, SNAP on it altered."""
     driver.create_read_write(BASE)
     with driver.mounted(BASE) as root:
-        fill(root)
+        fill(root, limits)
     driver.create_read_write(SNAP, BASE)
     with driver.mounted(SNAP) as root:
         alter(root)

@@ -40,6 +40,9 @@ OPAQUE: Final = b".wh..wh..opq"
 
 _MARKER_MODE = 0o444
 _NO_NAMES = (b"", b".", b"..")
+# A whiteout's name can be too long where the name itself is not, and on a mount of the kernel's
+# aufs no name that begins as a whiteout's can even be looked up (EPERM).
+_NOT_THERE = (errno.ENOENT, errno.ENAMETOOLONG, errno.EPERM)
 
 
 class Mark(enum.Enum):
@@ -357,7 +360,6 @@ def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError as error:
-        # A whiteout's name can be too long where the name itself is not.
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+        if error.errno not in _NOT_THERE:
             raise
         return None

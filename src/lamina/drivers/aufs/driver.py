@@ -130,11 +130,20 @@ class AufsDriver(StackingDriver):
 
     def _detach_mount(self, id: LayerId, target: str) -> None:
         self.engine.unmount(target, id)
+        self._unmounted(id)
+        self._mend(id)
 
     def _unmounted(self, id: LayerId) -> None:
         diff = self.layout.path(id, "diff")
         if self.engine.unsettled(id) and os.path.isdir(diff):
             self.engine.settle(id, diff)
+
+    def _mend(self, id: LayerId) -> None:
+        """Let the kernel show the layer as it is, whichever engine wrote it."""
+        from lamina.archive.aufs import mend
+
+        lowers = self._directories(self.layout.chain(id))
+        mend(self.layout.path(id, "diff"), [Path(lower) for lower in lowers])
 
     # -- what is known ------------------------------------------------------------------
 
@@ -178,6 +187,7 @@ class AufsDriver(StackingDriver):
     def _settle(self, staged: str, id: LayerId) -> None:
         self.engine.settle(id, self.layout.path(id, "diff"))
         super()._settle(staged, id)
+        self._mend(id)
 
     def _directories(self, chain: Chain) -> list[str]:
         for id in chain.layers:

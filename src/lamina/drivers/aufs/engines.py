@@ -27,6 +27,7 @@ from lamina.kernel.remove import remove_tree
 from lamina.kernel.selinux import format_mount_label
 
 _XINO = "xino=/dev/shm/aufs.xino"
+_XINO_WAIT = 5.0  # seconds for other mounts to be through with that file
 _FIXED_OPTIONS = 54
 """Bytes that Docker leaves for the options behind the branches, whatever they are."""
 _OLDEST_FUSE = (1, 0)
@@ -92,7 +93,7 @@ class KernelEngine(Engine):
         """See :meth:`Engine.mount`. What does not fit a page is appended branch by branch."""
         data, rest = mount_data(union.branch, union.below, union.label, dirperm=dirperm1())
         try:
-            mount.mount("none", union.target, "aufs", 0, data)
+            _mount_with_xino(union.target, data)
             for branch in rest:
                 more = format_mount_label(f"append:{branch}=ro+wh", union.label)
                 mount.mount("none", union.target, "aufs", mount.MS_REMOUNT, more)
@@ -149,6 +150,19 @@ def mount_data(
     return format_mount_label(f"{branches},{options}", label), list(below[fitting:])
 
 
+def _mount_with_xino(target: str, data: str) -> None:
+    """Mount aufs. The file ``xino``, which the kernel makes exclusively and unlinks at once, is
+    there for a moment while another thread or process mounts: then it is tried again."""
+    deadline = time.monotonic() + _XINO_WAIT
+    while True:
+        try:
+            return mount.mount("none", target, "aufs", 0, data)
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
+
+
 @cache
 def dirperm1() -> bool:
     """Whether this aufs has ``dirperm1``; found out once, by mounting with it."""
@@ -157,7 +171,7 @@ def dirperm1() -> bool:
         tempfile.TemporaryDirectory(prefix="lamina-aufs-union-") as union,
     ):
         try:
-            mount.mount("none", union, "aufs", 0, f"br:{base},dirperm1,{_XINO}")
+            _mount_with_xino(union, f"br:{base},dirperm1,{_XINO}")
         except OSError:
             return False
         mount.umount2(union)
