@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamina.archive import acl, owners
-from lamina.archive.attributes import ACL_ACCESS, CAPABILITY, Attributes
+from lamina.archive.attributes import ACL_ACCESS, ACL_DEFAULT, CAPABILITY, Attributes
 from lamina.archive.placement import clean
 from lamina.archive.xattrs import to_container
 from lamina.errors import InvalidArchive, UnmappedId
@@ -142,3 +142,21 @@ def test_names_are_cleaned_as_text(name: bytes, path: bytes) -> None:
 def test_names_that_are_not_below_the_root_are_refused(name: bytes) -> None:
     with pytest.raises(InvalidArchive):
         clean(name)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"user." + "x" * 251: b"y"}, "longer than"),
+        ({"user.x": b"y" * (64 * 1024 + 1)}, "longer than"),
+        ({ACL_DEFAULT: acl.parse("u::rwx,g::r-x,o::r-x")}, "directories alone"),
+        ({CAPABILITY: b"x"}, "malformed"),
+    ],
+)
+def test_attributes_that_no_file_can_have_are_the_archives_fault(
+    tmp_path: Path, attributes: dict[str, bytes], why: str
+) -> None:
+    with pytest.raises(InvalidArchive, match=why) as caught:
+        unpacked(tmp_path / "l", file("d/f", b"x", xattrs=attributes))
+    assert caught.value.entry == b"d/f"

@@ -14,7 +14,7 @@ from typing import Final
 
 from lamina.archive import acl
 from lamina.archive.owners import Owners, Warn
-from lamina.errors import InvalidArchive, UnmappedId
+from lamina.errors import InvalidArchive, UnmappedId, printable
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap
 
@@ -73,8 +73,9 @@ class Attributes:
             try:
                 xattr.set(file, name, value)
             except OSError as error:
-                if error.errno == errno.EINVAL:
-                    raise InvalidArchive(f"attribute {name} is malformed", entry) from error
+                why = _fault_of(name, error)
+                if why is not None:
+                    raise InvalidArchive(f"attribute {printable(name)} {why}", entry) from error
                 if error.errno not in _NOT_HERE or self._must(name, error):
                     raise
                 self.warn_once(name, f"attribute {name} is left out: {error.strerror}", entry)
@@ -93,6 +94,17 @@ class Attributes:
             and not isinstance(error, xattr.XattrUnsupported)
             and not name.startswith("user.")
         )
+
+
+def _fault_of(name: str, error: OSError) -> str | None:
+    """What is wrong with an attribute that no file anywhere could have; None: nothing."""
+    if error.errno == errno.EINVAL:
+        return "is malformed"
+    if error.errno in (errno.ERANGE, errno.E2BIG):  # XATTR_NAME_MAX, XATTR_SIZE_MAX
+        return "is longer than attributes can be"
+    if error.errno == errno.EACCES and name == ACL_DEFAULT:
+        return "is for directories alone"
+    return None
 
 
 def left_out(name: str) -> str | None:
