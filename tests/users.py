@@ -55,9 +55,12 @@ class Reach:
         """Have this process import, and start interpreters, from where the user can."""
         sys.executable = self.python
         sys.path[:] = map(self.path, sys.path)
-        for module in list(sys.modules.values()):
+        for name, module in list(sys.modules.items()):
             if type(getattr(module, "__path__", None)) is list:
                 module.__path__[:] = map(self.path, module.__path__)
+            if name.startswith("lamina"):  # __file__, and paths that were made from it
+                texts = {k: v for k, v in vars(module).items() if type(v) is str}
+                vars(module).update({k: self.path(v) for k, v in texts.items()})
 
 
 @contextmanager
