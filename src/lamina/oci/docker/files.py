@@ -45,11 +45,11 @@ class Files:
         return self.read(path).decode("ascii").strip()
 
     def names(self, path: str) -> Iterator[str]:
-        """What a directory holds, sorted; nothing if it is not there."""
+        """What a directory holds, sorted; nothing if there is no directory."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = open_in_root(self.fd, os.fsencode(path), flags)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         try:
             names = sorted(os.listdir(fd))
