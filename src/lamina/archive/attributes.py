@@ -8,6 +8,7 @@ capabilities of version 3 a root user (capabilities(7)).
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -31,6 +32,9 @@ LEFT_OUT: Final = {
 """Prefix of names, and why it is not set from an archive. Whiteouts and opaque directories have
 names of their own in archives; a mark set raw would hide or redirect files of other layers."""
 
+_NAME_MAX = 255  # XATTR_NAME_MAX and XATTR_SIZE_MAX in include/uapi/linux/limits.h
+_VALUE_MAX = 65536
+
 _CAP_V2 = 0x0200_0000
 _CAP_V3 = 0x0300_0000
 _CAP_VERSION = 0xFF00_0000
@@ -51,10 +55,13 @@ class Attributes:
     def wanted(self, attributes: Mapping[str, bytes], entry: bytes) -> dict[str, bytes]:
         """What of an archive's attributes is to be set on disk: kept names, mapped values.
 
-        Raises InvalidArchive for values whose ids can't be read.
+        Raises InvalidArchive for values whose ids can't be read, and for what no file can have.
         """
         wanted = {}
         for name, value in attributes.items():
+            if len(os.fsencode(name)) > _NAME_MAX or len(value) > _VALUE_MAX:
+                why = f"attribute {printable(name)} is longer than attributes can be"
+                raise InvalidArchive(why, entry)
             reason = left_out(name)
             if reason is not None:
                 self.warn_once(name, f"attribute {name} is left out: {reason}", entry)
@@ -75,7 +82,7 @@ class Attributes:
             except OSError as error:
                 why = _fault_of(name, error)
                 if why is not None:
-                    raise InvalidArchive(f"attribute {printable(name)} {why}", entry) from error
+                    raise InvalidArchive(f"attribute {name} {why}", entry) from error
                 if error.errno not in _NOT_HERE or self._must(name, error):
                     raise
                 self.warn_once(name, f"attribute {name} is left out: {error.strerror}", entry)
@@ -100,8 +107,6 @@ def _fault_of(name: str, error: OSError) -> str | None:
     """What is wrong with an attribute that no file anywhere could have; None: nothing."""
     if error.errno == errno.EINVAL:
         return "is malformed"
-    if error.errno in (errno.ERANGE, errno.E2BIG):  # XATTR_NAME_MAX, XATTR_SIZE_MAX
-        return "is longer than attributes can be"
     if error.errno == errno.EACCES and name == ACL_DEFAULT:
         return "is for directories alone"
     return None
