@@ -27,8 +27,7 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamina.errors import InvalidArchive, LayerBroken, printable
 from lamina.kernel import xattr
@@ -72,8 +71,7 @@ def parse(name: bytes) -> tuple[Mark, bytes]:
     return Mark.WHITEOUT, hidden
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """What one directory of a layer holds; names sorted bytewise."""
 
     opaque: bool

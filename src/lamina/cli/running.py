@@ -15,6 +15,7 @@ import click
 from lamina.cli import completing
 
 if TYPE_CHECKING:
+    from lamina.sandbox.helper import Helper
     from lamina.store import Container, Image, Store
 
 LABEL = "io.lamina.run"
@@ -104,16 +105,22 @@ def create(
     )
 
 
-def run_command(container: Container, *, interactive: bool = False) -> int:
-    """Run a container's command in the foreground; its exit status, as a shell has it."""
-    import subprocess
+def early_helper(*, interactive: bool) -> Helper:
+    """What is to run the command, for :func:`run_command`; it starts while the store is opened."""
+    from lamina.sandbox.helper import Helper
 
+    return Helper("init", stdin=_stdin(interactive))
+
+
+def run_command(
+    container: Container, *, interactive: bool = False, helper: Helper | None = None
+) -> int:
+    """Run a container's command in the foreground; its exit status, as a shell has it."""
     from lamina.sandbox.run import Bind
 
     if not container.command:
         raise click.UsageError("no command given, and the image has none")
     how = HowToRun.of(container)
-    passed = how.interactive or interactive or sys.stdin.isatty()
     result = container.run(
         container.command,
         env=how.env,
@@ -122,11 +129,19 @@ def run_command(container: Container, *, interactive: bool = False) -> int:
         network=how.network,
         hostname=how.hostname,
         mounts=[Bind(Path(host), target, ro) for host, target, ro in how.volumes],
-        stdin=None if passed else subprocess.DEVNULL,
+        stdin=None if helper else _stdin(how.interactive or interactive),
+        helper=helper,
         check=False,
         forward_signals=True,
     )
     return result.returncode
+
+
+def _stdin(interactive: bool) -> int | None:
+    """Our own stdin if it is a terminal or was asked for, else nothing to read."""
+    from subprocess import DEVNULL
+
+    return None if interactive or sys.stdin.isatty() else DEVNULL
 
 
 def _base(store: Store, image: str) -> Image | Path:

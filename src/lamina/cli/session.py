@@ -28,18 +28,23 @@ class Session:
         """Whether remarks and progress bars are unwanted."""
         return self.settings.quiet
 
+    def enter(self) -> None:
+        """Let an ordinary user enter a user namespace, where mounts and other owners' files can
+        be had. That takes a process of one thread, so enter before starting any.
+        """
+        if os.geteuid() != 0:
+            from lamina.cli import rootless
+
+            self.settings = rootless.enter(self.settings)
+
     @contextmanager
     def store(self, *, progress: bool = False) -> Iterator[Store]:
         """The store, open; with ``progress``, long work in it draws bars on a terminal.
 
-        An ordinary user enters a user namespace first, where mounts and other owners' files
-        can be had. That takes a process of one thread, so open the store before starting any.
+        :meth:`enter` comes first.
         """
+        self.enter()
         settings = self.settings
-        if os.geteuid() != 0:
-            from lamina.cli import rootless
-
-            settings = rootless.enter(settings)
         log.before_first(self._hear_warnings)
         with ExitStack() as stack:
             report = stack.enter_context(self.progress()) if progress else None

@@ -45,7 +45,10 @@ def serve(work: Callable[[dict[str, Any]], int], spec_fd: int, error_fd: int) ->
     signal.pthread_sigmask(signal.SIG_BLOCK, (*FORWARDED, signal.SIGCHLD, END))
     try:
         with open(spec_fd, "rb") as file:
-            spec = marshal.load(file)
+            try:
+                spec = marshal.load(file)
+            except EOFError:
+                os._exit(0)  # the caller has nothing to do after all, or is gone
         spec["errors"] = error_fd
         status = work(spec)
     except BaseException as error:

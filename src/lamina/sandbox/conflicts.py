@@ -2,45 +2,19 @@
 
 The kernel sets a file's change time (ctime) whenever its content, metadata or names change, and
 nobody can set it back. So what a fork's layer would replace or remove is compared with a time
-that was taken on the same file system when the fork began.
+that was taken on the same file system when the fork began (:mod:`lamina.sandbox.clock`).
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Container, Iterator
 
 from lamina.archive.stack import Node, NodeKind, walk
 from lamina.archive.whiteout import PLAIN, Format
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
-
-CLOCK_REALTIME_COARSE = 5
-"""clock_gettime(2)'s, which time has no name for."""
-
-
-def clock(directory: bytes) -> int:
-    """Now, in nanoseconds, as the file system of ``directory`` stamps its files.
-
-    By a file without a name; where there is no such thing, the kernel's own coarse clock, which
-    local file systems use (a network file system's server may have another).
-    """
-    try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    try:
-        return os.fstat(fd).st_ctime_ns
-    finally:
-        os.close(fd)
-
-
-def wait_past(moment_ns: int) -> None:
-    """Until the clock of file systems has gone on: what changes from here on is told apart."""
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= moment_ns:
-        time.sleep(0.0005)
 
 
 def conflicts(

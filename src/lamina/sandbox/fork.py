@@ -19,11 +19,10 @@ import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamina.archive.changes import Change, Kind, changes_from_uppers
 from lamina.archive.nodes import Copier
 from lamina.archive.owners import for_process
-from lamina.archive.stack import walk
 from lamina.archive.whiteout import OVERLAY, OVERLAY_USER, Format
 from lamina.errors import ApplyConflict
 from lamina.kernel import mountinfo, namespaces
@@ -31,8 +30,14 @@ from lamina.kernel.copy import syncfs
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.remove import remove_tree
 from lamina.log import Log
-from lamina.sandbox import conflicts, helper, plan
+from lamina.sandbox import clock, plan
+from lamina.sandbox.helper import File, Helper
 from lamina.sandbox.plan import Plan, Point
+
+# A command that writes nothing is soon over: what compares, applies and gathers layers is imported
+# by the methods that do so.
+if TYPE_CHECKING:
+    from lamina.archive.changes import Change
 
 log = Log(__name__)
 
@@ -102,7 +107,7 @@ class Fork:
         (workdir / "root").mkdir()
         for point in plan.points:
             self._prepare(point)
-        self._began = {p.number: conflicts.clock(p.target) for p in plan.points}
+        self._began = {p.number: clock.now(p.target) for p in plan.points}
 
     def __enter__(self) -> Fork:
         return self
@@ -129,17 +134,19 @@ class Fork:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-        stdin: helper.File = None,
-        stdout: helper.File = None,
-        stderr: helper.File = None,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        helper: Helper | None = None,
         input: bytes | None = None,
         timeout: float | None = None,
         forward_signals: bool = False,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command on the fork, by default in this environment and directory.
 
-        The rest is as for :func:`lamina.sandbox.run.run`. Processes that the command leaves
-        running are killed. May be called again: the next command finds what this one did.
+        The rest is as for :func:`lamina.sandbox.run.run` (``helper`` being one of
+        ``forked``). Processes that the command leaves running are killed. May be called again:
+        the next command finds what this one did.
         """
         if not argv:
             raise ValueError("an empty command")
@@ -157,20 +164,28 @@ class Fork:
             "env": dict(os.environ if env is None else env),
             "cwd": os.getcwd() if cwd is None else cwd,
         }
-        conflicts.wait_past(max(self._began.values()))
-        return helper.run_helper(
-            "forked", spec, args=list(argv), stdin=stdin, stdout=stdout, stderr=stderr,
-            input=input, timeout=timeout, forward_signals=forward_signals,
-            on_terminal=_has_terminal(),
-        )  # fmt: skip
+        clock.wait_past(max(self._began.values()))
+        if helper is None:
+            stdin = subprocess.PIPE if input is not None else stdin
+            helper = Helper("forked", stdin=stdin, stdout=stdout, stderr=stderr)
+        with helper:
+            return helper.run(
+                spec, args=list(argv), input=input, timeout=timeout,
+                forward_signals=forward_signals, on_terminal=_has_terminal(),
+            )  # fmt: skip
 
     def changes(self) -> list[Change]:
         """What the fork has otherwise than the machine, sorted by path.
 
         The directories above a change are listed as changed, as ``docker diff`` does.
         """
+        written = self._written()
+        if not written:
+            return []
+        from lamina.archive.changes import Change, Kind
+
         found: dict[bytes, Change] = {}
-        for point in self._written():
+        for point in written:
             for change in self._changes_at(point):
                 path = _join(point.target, change.path)
                 found[path] = Change(path, change.kind)
@@ -181,21 +196,28 @@ class Fork:
 
     def sizes(self) -> dict[bytes, int]:
         """The size in bytes of every regular file in the fork's layers, by path."""
+        written = self._written()
+        if not written:
+            return {}
+        from lamina.archive.stack import walk
+
         return {
             _join(point.target, b"/" + node.path): node.status.st_size
-            for point in self.points
+            for point in written
             for node in walk([self.upper(point)], self.format)
             if node.status is not None and stat.S_ISREG(node.status.st_mode)
         }
 
     def conflicts(self) -> list[bytes]:
         """Paths that the fork changes and that the machine changed too since the fork began."""
+        from lamina.sandbox.conflicts import conflicts
+
         found: list[bytes] = []
         for point in self._written():
             upper, target = os.fsencode(self.upper(point)), point.target
             changed = {change.path.lstrip(b"/") for change in self._changes_at(point)}
             since = self._began[point.number]
-            paths = conflicts.conflicts(upper, target, self.format, since, changed)
+            paths = conflicts(upper, target, self.format, since, changed)
             found += [_join(target, b"/" + path) for path in paths]
         return sorted(found)
 
@@ -205,7 +227,7 @@ class Fork:
         Raises ApplyConflict, before anything is done, when the machine changed meanwhile where
         the fork did; OSError when writing fails, which leaves what was done until then.
         """
-        from lamina.archive.fold import fold  # not on the way of a fork that is discarded
+        from lamina.archive.fold import fold
 
         found = self.conflicts()
         if found:
@@ -260,6 +282,8 @@ class Fork:
             work.mkdir(mode=0o700)
 
     def _changes_at(self, point: Point) -> list[Change]:
+        from lamina.archive.changes import changes_from_uppers
+
         return changes_from_uppers([self.upper(point)], [point.target], self.format)
 
     def _copier(self) -> Copier:

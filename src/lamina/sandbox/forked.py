@@ -26,7 +26,7 @@ _OPTIONS = (("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"))
 
 
 def main() -> NoReturn:
-    """What ``helper.run_helper`` starts."""
+    """What a ``helper.Helper`` starts."""
     child.serve(supervise_fork, int(sys.argv[2]), int(sys.argv[3]))
 
 

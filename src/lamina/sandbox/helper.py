@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Self
 
 from lamina.errors import CommandNotFound, LaminaError, MountError, PermissionRequired
 from lamina.sandbox.child import END, FORWARDED, FROM_TERMINAL
@@ -24,59 +24,94 @@ _START = "import sys; sys.path.append(sys.argv[1]); from lamina.sandbox.{0} impo
 _PATIENCE = 5.0
 
 
-def run_helper(
-    module: str,
-    spec: Mapping[str, object],
-    *,
-    args: list[str],
-    stdin: File = None,
-    stdout: File = None,
-    stderr: File = None,
-    input: bytes | None = None,
-    timeout: float | None = None,
-    forward_signals: bool = False,
-    on_terminal: bool | None = None,
-) -> subprocess.CompletedProcess[bytes]:
-    """Run ``main`` of a module of this room in a helper interpreter, and wait for it.
+class Helper:
+    """A helper interpreter: ``main`` of a module of this room, waiting to be told what to do.
 
-    ``spec`` is what marshal can write. With ``forward_signals``, from the main thread, INT,
-    TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command, which then decides; else they do
-    to the caller what they always do. ``on_terminal`` (whether one of the three files is one)
-    says that the command stays in the caller's session, on its terminal.
-
-    If the caller stops waiting (an exception, a timeout) everything that the helper started is
-    killed before this returns.
+    It takes as long to start as the rest of a short command: who knows early that there will be
+    something to run starts it, and does meanwhile what comes before. A context manager; at the
+    end of the block one that was told nothing is gone.
     """
-    if input is not None:
-        stdin = subprocess.PIPE
-    if on_terminal is None:
-        files = enumerate((stdin, stdout, stderr))
-        on_terminal = any(_is_terminal(file, fd) for fd, file in files)
-    full = {
-        **spec,
-        "caller": os.getpid(),
-        "on_terminal": on_terminal,
-        "ignored": [n for n in signal.valid_signals() if _is_ignored(n)],
-    }
-    with ExitStack() as stack:
-        spec_fd = _written(marshal.dumps(full))
-        stack.callback(os.close, spec_fd)
-        reader, writer = os.pipe()
-        errors = stack.enter_context(open(reader, "rb"))
-        with ExitStack() as parent_only:
-            parent_only.callback(os.close, writer)
-            stack.enter_context(_terminal_kept(on_terminal))
-            process = subprocess.Popen(
+
+    def __init__(
+        self, module: str, *, stdin: File = None, stdout: File = None, stderr: File = None
+    ) -> None:
+        self._files = (stdin, stdout, stderr)
+        spec_fd, spec = os.pipe()
+        reader, errors_fd = os.pipe()
+        self._spec = open(spec, "wb")  # noqa: SIM115 - closed by __exit__, as the next
+        self._errors = open(reader, "rb")  # noqa: SIM115
+        # What the terminal sends before the helper can block it would end it with a traceback.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        try:
+            self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _START.format(module), _PACKAGE_HOME,
-                 str(spec_fd), str(writer)],
-                stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(spec_fd, writer),
+                 str(spec_fd), str(errors_fd)],
+                stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(spec_fd, errors_fd),
             )  # fmt: skip
-        with _forwarding(process, on_terminal) if forward_signals else ExitStack():
-            output, error_output = _communicate(process, input, timeout, args)
-        message = errors.read()
-    if message:
-        raise_reported(marshal.loads(message))
-    return subprocess.CompletedProcess(args, process.returncode, output, error_output)
+        except BaseException:
+            self._spec.close()
+            self._errors.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(spec_fd)
+            os.close(errors_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+        try:
+            self._spec.close()
+        except BrokenPipeError:
+            pass
+        self._errors.close()
+
+    def run(
+        self,
+        spec: Mapping[str, object],
+        *,
+        args: list[str],
+        input: bytes | None = None,
+        timeout: float | None = None,
+        forward_signals: bool = False,
+        on_terminal: bool | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Have it do what ``spec`` says, and wait for it. Once only.
+
+        ``spec`` is what marshal can write. With ``forward_signals``, from the main thread, INT,
+        TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command, which then decides; else they
+        do to the caller what they always do. ``on_terminal`` (whether one of the three files is
+        one) says that the command stays in the caller's session, on its terminal. ``input`` is
+        for a helper whose stdin is PIPE.
+
+        If the caller stops waiting (an exception, a timeout) everything that the helper started
+        is killed before this returns.
+        """
+        if on_terminal is None:
+            on_terminal = any(_is_terminal(file, fd) for fd, file in enumerate(self._files))
+        full = {
+            **spec,
+            "caller": os.getpid(),
+            "on_terminal": on_terminal,
+            "ignored": [n for n in signal.valid_signals() if _is_ignored(n)],
+        }
+        process = self._process
+        with _terminal_kept(on_terminal):
+            try:
+                self._spec.write(marshal.dumps(full))
+                self._spec.close()
+            except BrokenPipeError:
+                pass  # it was killed; its exit status tells
+            with _forwarding(process, on_terminal) if forward_signals else nullcontext():
+                output, error_output = _communicate(process, input, timeout, args)
+            message = self._errors.read()
+        if message:
+            raise_reported(marshal.loads(message))
+        return subprocess.CompletedProcess(args, process.returncode, output, error_output)
 
 
 def _communicate(
@@ -118,15 +153,6 @@ def raise_reported(message: tuple[Any, ...]) -> NoReturn:
             )
         raise OSError(number, text, name)
     raise LaminaError(f"the helper process failed: {rest[0]}")
-
-
-def _written(data: bytes) -> int:
-    """An fd to read ``data`` from, however long it is."""
-    fd = os.memfd_create("lamina-spec")
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _is_terminal(file: File, fd: int) -> bool:

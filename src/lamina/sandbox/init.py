@@ -31,7 +31,7 @@ _NAMESPACES = (
 
 
 def main() -> NoReturn:
-    """What ``helper.run_helper`` starts."""
+    """What a ``helper.Helper`` starts."""
     child.serve(supervise_container, int(sys.argv[2]), int(sys.argv[3]))
 
 

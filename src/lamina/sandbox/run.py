@@ -9,19 +9,18 @@ not hold an attacker who is root.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lamina.errors import UnmappedId
 from lamina.kernel.idmap import IdMap, IdRange
 from lamina.kernel.process import capability_mask
-from lamina.sandbox import helper, mountpoints, users
+from lamina.sandbox import mountpoints, users
 from lamina.sandbox.child import DEFAULT_PATH
-
-if TYPE_CHECKING:
-    import subprocess
+from lamina.sandbox.helper import File, Helper
 
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -66,9 +65,10 @@ def run(
     idmap: IdMap | None = None,
     mounts: Sequence[Bind] = (),
     input: bytes | None = None,
-    stdin: helper.File = None,
-    stdout: helper.File = None,
-    stderr: helper.File = None,
+    stdin: File = None,
+    stdout: File = None,
+    stderr: File = None,
+    helper: Helper | None = None,
     check: bool = False,
     timeout: float | None = None,
     forward_signals: bool = False,
@@ -81,7 +81,8 @@ def run(
     An ordinary user gets a user namespace: with ``idmap``, or with root inside standing for
     the user alone. ``stdin``, ``stdout``, ``stderr``, ``input``, ``check`` and ``timeout``
     (seconds) are subprocess.run's; ``forward_signals`` is for a program that only waits for
-    the command, and passes on what it is sent.
+    the command, and passes on what it is sent. ``helper`` is one of ``init`` that was started
+    before, with the three files; those and ``input`` are then not given here.
 
     ``returncode`` is the command's exit status, or 128 + n when signal n ended it. Raises
     CommandNotFound, UserNotFound, PermissionRequired where user namespaces are off, OSError or
@@ -124,10 +125,12 @@ def run(
             "files": [(p, c) for p, c in files.items() if os.fsencode(p).lstrip(b"/") in there],
             "directories": [f"/{os.fsdecode(path)}" for path in _DIRECTORIES if path in there],
         }
-        done = helper.run_helper(
-            "init", spec, args=words, stdin=stdin, stdout=stdout, stderr=stderr, input=input,
-            timeout=timeout, forward_signals=forward_signals,
-        )  # fmt: skip
+        if helper is None:
+            stdin = subprocess.PIPE if input is not None else stdin
+            helper = Helper("init", stdin=stdin, stdout=stdout, stderr=stderr)
+        done = stack.enter_context(helper).run(
+            spec, args=words, input=input, timeout=timeout, forward_signals=forward_signals
+        )
     if check:
         done.check_returncode()
     return done

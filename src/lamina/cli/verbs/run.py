@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lamina.cli.running import create, run_command, run_options
+from lamina.cli.running import create, early_helper, run_command, run_options
 from lamina.cli.session import Session
 
 
@@ -27,5 +27,10 @@ def command(session: Session, /, rm: bool, **given: Any) -> int:
       lamina run --name build -v "$PWD":/src -w /src debian:12 make
       lamina run --rm / -- apt-get update      (over this machine itself)
     """
-    with session.store() as store, create(store, rm=rm, **given) as container:
-        return run_command(container)
+    session.enter()
+    with (
+        early_helper(interactive=given["interactive"]) as helper,
+        session.store() as store,
+        create(store, rm=rm, **given) as container,
+    ):
+        return run_command(container, helper=helper)

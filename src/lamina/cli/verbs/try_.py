@@ -18,6 +18,7 @@ from lamina.errors import ApplyConflict
 if TYPE_CHECKING:
     from lamina.archive.changes import Change
     from lamina.sandbox.fork import Fork
+    from lamina.sandbox.helper import Helper
 
 _ANSWERS = ["keep", "apply", "discard"]
 
@@ -79,6 +80,13 @@ class _Trial:
         self.asks = decided is None and not as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def run(self, argv: tuple[str, ...], only: Path | None) -> int:
+        from lamina.sandbox.helper import Helper
+
+        # What is to run the command starts while the fork is prepared.
+        with Helper("forked", stdout=sys.stderr if self.as_json else None) as helper:
+            return self._run(argv, only, helper)
+
+    def _run(self, argv: tuple[str, ...], only: Path | None, helper: Helper) -> int:
         from lamina.sandbox.fork import fork_machine
         from lamina.store.leases import Leases
         from lamina.store.roots import prepare
@@ -91,8 +99,7 @@ class _Trial:
         with closing(leases), leases.path() as workdir:
             hidden = [settings.root, settings.run_root]
             with fork_machine(workdir, only=only, hide=hidden) as fork:
-                stdout = sys.stderr if self.as_json else None
-                result = fork.run(argv, stdout=stdout, forward_signals=True)
+                result = fork.run(argv, helper=helper, forward_signals=True)
                 self.conclude(fork, result.returncode)
                 return result.returncode
 
