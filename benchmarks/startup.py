@@ -17,17 +17,18 @@ REPEATS = 10
 
 # Costly packages that a verb may need; none may be imported by a verb that has no use for it.
 COSTLY = (
-    "asyncio", "backports", "click", "email", "fastcrc", "grpc", "http", "isal", "msgspec",
-    "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "textual", "unittest", "xml",
+    "asyncio", "backports", "click", "email", "fastcrc", "grpc", "http", "isal", "logging",
+    "msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "textual", "unittest", "xml",
 )  # fmt: skip
-STORE = {"click", "msgspec", "sqlite3"}
+STORE = {"click", "sqlite3"}
 NEEDED: dict[tuple[str, ...], set[str]] = {
     ("--version",): set(),
     ("--help",): {"click"},
-    ("images",): STORE,
+    ("images",): STORE | {"msgspec"},
     ("ps", "-a"): STORE,
     ("diff", "box"): STORE,
     ("run", "--rm", "image", "--", "/true"): STORE,
+    ("try", "--discard", "--", "true"): {"click"},
 }
 
 _SPY = """
