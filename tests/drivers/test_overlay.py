@@ -143,6 +143,26 @@ def test_a_size_without_project_quota_is_refused(driver: OverlayDriver) -> None:
     assert not driver.exists(BOX)
 
 
+def test_the_limit_of_a_removed_layer_is_lifted(
+    driver: OverlayDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the kernel; quotas themselves take a kernel that has them."""
+    from lamina.kernel import quota
+
+    limits: dict[int, int] = {}
+    projects: list[int] = []
+    monkeypatch.setattr(quota, "supported", lambda path: None)
+    monkeypatch.setattr(quota, "get_limit", lambda path, project: (0, limits.get(project, 0)))
+    monkeypatch.setattr(
+        quota, "set_limit", lambda path, project, size: limits.update({project: size})
+    )
+    monkeypatch.setattr(quota, "set_project", lambda path, project: projects.append(project))
+    driver.create_read_write(BOX, BASE, options={"size": "10M"})
+    assert limits == {projects[0]: 10 << 20}
+    driver.remove(BOX)
+    assert limits == {projects[0]: 0}
+
+
 def test_the_machine_itself_as_base(driver: OverlayDriver) -> None:
     driver.create_read_write(BOX, options={"base": "/"})
     with driver.mounted(BOX) as root:

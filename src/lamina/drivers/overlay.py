@@ -4,6 +4,7 @@
     layers/ID/work     overlayfs's own, on the same file system
     layers/ID/merged   the mount point; missing where there is nothing to stack
     layers/ID/volatile there when the layer is throw-away
+    layers/ID/project  the number of the project whose quota limits the layer, if one does
 
 As root the markers are ``trusted.overlay.*``, in a user namespace ``user.overlay.*``.
 
@@ -72,7 +73,8 @@ class OverlayDriver(StackingDriver):
         if "size" in options:
             from lamina.drivers.size import limit_size, parse_size
 
-            limit_size(staged, parse_size(options["size"]))
+            project = limit_size(staged, parse_size(options["size"]))
+            Path(staged, "project").write_text(str(project))
         self._make_top(f"{staged}/diff", chain)
         if chain:
             os.mkdir(f"{staged}/work", 0o700)
@@ -142,11 +144,24 @@ class OverlayDriver(StackingDriver):
 
     def remove(self, id: LayerId) -> None:
         """See :meth:`Driver.remove`."""
+        project = self._project(id)
         super().remove(id)
+        if project is not None:
+            from lamina.drivers.size import lift_limit
+
+            lift_limit(self.home, project)
         try:
             os.unlink(self._volatile_mark(id))
         except FileNotFoundError:
             pass
+
+    def _project(self, id: LayerId) -> int | None:
+        """The project that limits the layer's size, if one does."""
+        try:
+            with open(self.layout.path(id, "project")) as file:
+                return int(file.read())
+        except FileNotFoundError:
+            return None
 
     def _volatile_mark(self, id: LayerId) -> str:
         return f"{self.run}/{id}.volatile"

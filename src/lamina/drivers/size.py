@@ -27,8 +27,8 @@ def parse_size(text: str) -> int:
     return size
 
 
-def limit_size(directory: str, size: int) -> None:
-    """Limit what is made below ``directory`` from now on to ``size`` bytes.
+def limit_size(directory: str, size: int) -> int:
+    """Limit what is made below ``directory`` from now on to ``size`` bytes; returns the project.
 
     The project is numbered after the directory's inode, which nothing else on the file system
     has; a number in use already (inodes beyond 30 bits) gives way to the next.
@@ -44,3 +44,9 @@ def limit_size(directory: str, size: int) -> None:
         project += 1
     quota.set_limit(directory, project, size)
     quota.set_project(directory, project)
+    return project
+
+
+def lift_limit(directory: str | os.PathLike[str], project: int) -> None:
+    """Forget the limit of a project whose files are gone, on the file system of ``directory``."""
+    quota.set_limit(directory, project, 0)
