@@ -73,6 +73,8 @@ def test_a_package_that_can_not_be_installed_is_named(tmp_path: Path) -> None:
     assert "no root to install them: no-such-thing" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["scripts/try", "scripts/test", "scripts/lib.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["scripts/try", "scripts/test", "scripts/aufs-kernel", "scripts/lib.sh", ".ci/run"]
+)
 def test_a_script_is_bash_that_parses(script: str) -> None:
     assert support.run("bash", "-n", REPOSITORY / script).stderr == b""
