@@ -37,12 +37,15 @@ A, B, C = LayerId("a"), LayerId("b"), LayerId("c")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    try:
+        AufsDriver.probe(tmp_path)
+    except DriverUnsupported as error:
+        support.missing(str(error))
     return tmp_path / "aufs"
 
 
 @pytest.fixture
 def driver(home: Path, tmp_path: Path) -> Iterator[AufsDriver]:
-    support.need("fuse-overlayfs")
     made = AufsDriver(home, tmp_path / "run")
     yield made
     made.cleanup()
@@ -469,6 +472,7 @@ def test_info_says_which_engine_and_why(fuse: AufsDriver) -> None:
 
 
 def test_an_ordinary_user_works_with_fuse(ordinary_user, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    support.need("fuse-overlayfs", "fusermount3")
     mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
     os.chmod("/dev/fuse", 0o666)  # as udev has it on an ordinary machine
     try:
@@ -504,7 +508,8 @@ def test_a_tool_of_no_known_version_is_refused(tmp_path: Path, home: Path) -> No
     tool.chmod(0o755)
     program = (
         "from pathlib import Path\nfrom lamina.drivers.aufs import AufsDriver\n"
-        f"AufsDriver(Path({str(home)!r}), Path({str(tmp_path / 'run')!r}))"
+        f"AufsDriver(Path({str(home)!r}), Path({str(tmp_path / 'run')!r}),"
+        " options={'engine': 'fuse'})"
     )
     import sys
 
