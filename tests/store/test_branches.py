@@ -39,6 +39,13 @@ def test_a_fork_goes_its_own_way(store: Store, image: Image) -> None:
     assert store.check() == []
 
 
+def test_saving_syncs_is_asked_of_any_driver(store: Store, image: Image) -> None:
+    with store.container(image, volatile=True) as box:
+        _write(box, "a", "1")
+        with box.fork() as twin:
+            assert _names(twin) == ["a"]
+
+
 def test_a_mounted_container_goes_on_after_a_fork(store: Store, image: Image) -> None:
     with store.container(image) as box:
         (box.root / "a").write_text("1")

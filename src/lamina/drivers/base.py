@@ -142,6 +142,8 @@ class Driver(ABC):
     """
 
     name: ClassVar[str]
+    layer_options: frozenset[str] = frozenset()
+    """Options that :meth:`create_read_write` has."""
 
     def __init__(
         self,

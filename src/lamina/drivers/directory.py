@@ -44,8 +44,6 @@ class DirectoryDriver(Driver):
     """
 
     known_options: frozenset[str] = frozenset()
-    layer_options: frozenset[str] = frozenset()
-    """Options of create_read_write."""
     image_options: frozenset[str] = frozenset()
     """Options of create."""
 

@@ -239,15 +239,16 @@ class Store:
 
         ``Path("/")`` is the machine itself. Use it in a ``with`` block: it is mounted inside,
         and removed at the end unless it is to be kept; one that is not kept never outlives the
-        process. ``volatile`` saves syncs, for what need not survive a power cut; ``size`` limits
-        what can be written (bytes, or "2G").
+        process. ``volatile`` saves syncs where the driver can, for what need not survive a power
+        cut; ``size`` limits what can be written (bytes, or "2G").
 
         Raises:
             ImageNotFound, AmbiguousName: no such image, or several.
             NameInUse, InvalidName: about ``name``.
             OptionUnsupported: the driver or file system has no such limit.
         """
-        options = {"volatile": "true"} if volatile else {}
+        spared = volatile and "volatile" in self.driver.layer_options
+        options = {"volatile": "true"} if spared else {}
         if size is not None:
             options["size"] = str(size)
         plan = Plan(name, keep, options, dict(labels or {}), tuple(command))
