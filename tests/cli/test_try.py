@@ -230,6 +230,18 @@ def test_after_a_conflict_it_asks_again(cli: Cli, place: Path) -> None:
     assert cli.json("images")[0]["names"] == ["rescued:latest"]
 
 
+def test_a_name_that_can_not_be_one_loses_nothing(cli: Cli, place: Path) -> None:
+    terminal = Terminal(cli, "try", "--", "sh", "-c", SCRIPT, cwd=place)
+    terminal.expect(r"discard\?.*: ")
+    terminal.type("keep")
+    terminal.expect("Name of the image: ")
+    terminal.type("My Image")
+    terminal.expect(r"not an image name: 'My Image'(.|\n)*Name of the image: ")
+    terminal.type("mine")
+    assert terminal.end() == 3
+    assert cli.json("images")[0]["names"] == ["mine:latest"]
+
+
 def test_enter_and_the_end_of_input_discard(cli: Cli, place: Path) -> None:
     terminal = Terminal(cli, "try", "--", "touch", "x", cwd=place)
     terminal.expect(r"discard\?.*: ")

@@ -13,7 +13,7 @@ import click
 from lamina.cli import output, rootless
 from lamina.cli.messages import message, say
 from lamina.cli.session import Session
-from lamina.errors import ApplyConflict
+from lamina.errors import ApplyConflict, InvalidName
 
 if TYPE_CHECKING:
     from lamina.archive.changes import Change
@@ -141,7 +141,7 @@ class _Trial:
         from lamina.archive.stream import open_chunks
 
         if self.name is None:
-            self.name = click.prompt("Name of the image", err=True)
+            self.name = click.prompt("Name of the image", value_proc=_image_name, err=True)
         with self.session.store(progress=True) as store:
             layer = fork.workdir / "kept"
             fork.gather(layer)
@@ -161,6 +161,15 @@ def _choice(typed: str) -> str:
     if len(found) != 1:
         raise click.UsageError(f"one of {', '.join(_ANSWERS)}")
     return found[0]
+
+
+def _image_name(typed: str) -> str:
+    from lamina.oci.reference import normalize
+
+    try:
+        return normalize(typed.strip())
+    except InvalidName as error:
+        raise click.UsageError(str(error)) from None  # asks again: the changes are at stake
 
 
 def _show(changes: list[Change], sizes: dict[bytes, int], *, quiet: bool) -> None:
