@@ -347,6 +347,8 @@ def test_a_command_that_is_not_there_is_127_and_one_that_cannot_run_126(root: Pa
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="empty"):
         run(root, [])
+    with pytest.raises(TypeError, match=r"a list of words.*not 'echo hi'"):
+        run(root, "echo hi")
 
 
 def test_what_the_command_leaves_running_ends_with_it(root: Path) -> None:

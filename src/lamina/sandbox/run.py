@@ -89,6 +89,8 @@ def run(
     MountError when the container can't be set up; CalledProcessError and TimeoutExpired as
     subprocess does. Whatever happens, no process of the container is left.
     """
+    if isinstance(argv, str | bytes):
+        raise TypeError(f"a command is a list of words, as ['sh', '-c', ...], not {argv!r}")
     if not argv:
         raise ValueError("an empty command")
     words = [os.fspath(word) for word in argv]
