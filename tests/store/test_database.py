@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lamina.errors import StoreError
+from lamina.store import Store
 from lamina.store.database import Database
 from lamina.store.schema import MIGRATIONS
 from tests.store import children
@@ -102,6 +106,31 @@ def test_a_damaged_database_says_what_to_do(tmp_path: Path, garbage: bytes) -> N
     (tmp_path / "lamina.db").write_bytes(garbage)
     with pytest.raises(StoreError, match=r"damaged.*backup"):
         Database(tmp_path / "lamina.db")
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_lost_database_is_not_made_anew(
+    tmp_path: Path, root_fs: bytes, lost: Callable[[Path], object]
+) -> None:
+    with Store(tmp_path / "root", run=tmp_path / "run", driver="vfs") as store:
+        store.import_tar(io.BytesIO(root_fs), "image")
+        layers = list(store.driver.ids())
+    lost(tmp_path / "root/lamina.db")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"missing or empty.*restore"):
+            Store(tmp_path / "root", run=tmp_path / "run", driver="vfs")
+    assert sorted(os.listdir(tmp_path / "root/vfs/layers")) == sorted(layers)
+
+
+@pytest.mark.root
+def test_a_disk_too_full_to_open_the_database_is_said(tmpfs_small: Path, tmp_path: Path) -> None:
+    Store(tmpfs_small / "root", run=tmp_path / "run", driver="vfs").close()
+    with pytest.raises(OSError, match="No space left"), open(tmpfs_small / "fill", "wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(OSError, match="No space left") as caught:
+        Store(tmpfs_small / "root", run=tmp_path / "run", driver="vfs")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_damaged_page_is_found_when_it_is_read(tmp_path: Path) -> None:

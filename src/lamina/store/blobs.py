@@ -17,6 +17,11 @@ class Blobs:
     def __init__(self, path: Path) -> None:
         self._path = path / "sha256"
 
+    @property
+    def home(self) -> Path:
+        """The directory of the blobs; not there before the first one."""
+        return self._path
+
     def read(self, digest: Digest) -> bytes:
         """The content, verified.
 

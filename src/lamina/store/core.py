@@ -46,10 +46,10 @@ class Core:
         self.sync = sync
         self.progress = progress
         self.runner = runner
-        self.db = Database(root / "lamina.db")
         self.leases = Leases(root / "staging")
         self.blobs = Blobs(root / "blobs")
         self.splits = Splits(root / "tar-split")
+        self.db = Database(root / "lamina.db", evidence=(self.blobs.home, self.splits.home))
         self._wanted = driver
         self._options = options
         self._mutex = threading.Lock()

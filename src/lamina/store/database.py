@@ -27,6 +27,9 @@ Row = sqlite3.Row
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for another writer; each holds the lock for milliseconds."""
 
+_SMALL = 64 * 1024
+"""Bytes that SQLite needs beside the database, at least: 32 KiB of them shared memory."""
+
 
 class Transaction:
     """What can be done with an open connection: run statements, read rows."""
@@ -70,13 +73,17 @@ class Transaction:
 class Database:
     """The file ``path``; made with its tables if it is not there.
 
+    ``evidence`` are directories in which only a store that was used has anything: where there
+    is something, a database that is not there was lost, and is not made anew.
+
     Raises:
-        StoreError: it is no Lamina database, damaged, or written by a newer Lamina.
+        StoreError: it is no Lamina database, damaged, lost, or written by a newer Lamina.
         PermissionRequired: this user may not write it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, evidence: Sequence[Path] = ()) -> None:
         self.path = path
+        self._evidence = evidence
         self._local = threading.local()
         self._mutex = threading.Lock()
         self._open: list[sqlite3.Connection] = []
@@ -208,6 +215,8 @@ class Database:
         """Bring the tables to this version. Others who open the store meanwhile wait."""
         with _directory_lock(self.path.parent):
             connection = self._connect()
+            if not self._version():
+                self._refuse_if_lost()
             connection.execute("PRAGMA journal_mode=WAL")
             with self.write(durable=True):
                 for step in MIGRATIONS[self._version() :]:
@@ -215,6 +224,17 @@ class Database:
                         connection.execute(statement)
                 connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+    def _refuse_if_lost(self) -> None:
+        """With new tables all layers would be orphans, which the next prune would delete."""
+        found = next(
+            (path for path in self._evidence if path.is_dir() and any(path.iterdir())), None
+        )
+        if found is not None:
+            raise StoreError(
+                f"the database {self.path} is missing or empty, but {found} is not: restore the "
+                "file from a backup; to start anew, move the store's directory away"
+            )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -225,7 +245,10 @@ class Database:
 
     def _translate(self, error: sqlite3.Error) -> LaminaError | OSError:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or (
+            # What SQLite says when its shared memory or its log can't be made.
+            code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(self.path.parent)
+        ):
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return PermissionRequired(
@@ -255,6 +278,13 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether the file system has no room for another small file."""
+    status = os.statvfs(directory)
+    no_blocks = status.f_bavail * status.f_frsize < _SMALL
+    return no_blocks or (status.f_files > 0 and status.f_favail == 0)
 
 
 @contextmanager

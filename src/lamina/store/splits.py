@@ -37,6 +37,11 @@ class Splits:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def home(self) -> Path:
+        """The directory of the records."""
+        return self._path
+
     def keep(self, staged: Path, layer: LayerId) -> None:
         """Let a complete record appear as that of ``layer``, by one rename."""
         os.rename(staged, self._file(layer))

@@ -56,7 +56,7 @@ class Store:
 
     Raises:
         PermissionRequired: the directories belong to someone else.
-        StoreError: the store is damaged, or was written by a newer Lamina.
+        StoreError: the store is damaged, lost its database, or was written by a newer Lamina.
         DriverUnsupported, OptionUnsupported: when the driver is first used.
     """
 
