@@ -102,6 +102,8 @@ class TestRunning:
             (["small:1"], 125, "run: no command given"),
             (["--bogus"], 125, "run: no such option '--bogus'"),
             (["-v", "/nowhere:/x", "small:1", "true"], 125, "run: -v: there is no /nowhere"),
+            (["-v", "/:/", "small:1", "true"], 125, "run: -v: a volume can't stand in for"),
+            (["-v", "/:/usr/..", "small:1", "true"], 125, "run: -v: a volume can't stand in for"),
             (["-v", "relative", "small:1", "true"], 125, "run: -v takes HOST:CONTAINER"),
             (["-u", "stranger", "small:1", "true"], 125, ""),
         ],
@@ -167,6 +169,21 @@ class TestRunning:
 
 
 class TestContainers:
+    def test_ps_after_a_kill(self, cli: Cli, image: str) -> None:
+        script = "echo up; exec sleep 100"
+        with subprocess.Popen(
+            cli.argv("run", "--name", "box", image, "sh", "-c", script),
+            env=cli.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            process.kill()
+        (box,) = cli.json("ps", "-a")
+        assert (box["state"], box["exit_code"]) == ("exited", None)
+        assert "exited   " in cli("ps", "-a").splitlines()[1]
+
     def test_ps_shows_what_is_in_use_and_with_a_all(self, cli: Cli, box: str, image: str) -> None:
         cli("create", "--name", "idle", image, "echo", "a word", "x" * 40)
         assert len(cli("ps").splitlines()) == 1

@@ -14,6 +14,7 @@ import pytest
 
 from lamina.errors import (
     AmbiguousName,
+    CommandNotFound,
     ContainerNotFound,
     ContainerRunning,
     ImageNotFound,
@@ -87,6 +88,26 @@ def test_lookups_that_find_nothing_or_too_much(store: Store, image: Image) -> No
         store.container("nothing")
     for box in boxes:
         box.remove()
+
+
+@pytest.mark.parametrize("when", ["before the layer is made", "after it"])
+@pytest.mark.allow_log("stays for now")
+def test_an_image_that_goes_while_a_container_is_made(
+    store: Store, image: Image, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    make = store.driver.create_read_write
+
+    def remove_image_and_make(*args: Any, **options: Any) -> None:
+        if when == "after it":
+            make(*args, **options)
+        store.remove_image("image")
+        if when != "after it":
+            make(*args, **options)
+
+    monkeypatch.setattr(store.driver, "create_read_write", remove_image_and_make)
+    with pytest.raises(ImageNotFound):
+        store.container(image)
+    assert list(store.containers) == []
 
 
 def test_names_are_unique_and_made_up_if_not_given(store: Store, image: Image) -> None:
@@ -259,6 +280,35 @@ def test_the_state_follows_the_command(runs: _Chroot) -> None:
     assert (box.state, box.exit_code) == (State.EXITED, 3)
     box.run(["false"], check=False)
     assert box.exit_code == 1
+    box.remove()
+    runs.close()
+
+
+def test_the_state_after_an_end_that_nobody_saw(runs: _Chroot) -> None:
+    box = runs.container("image", keep=True)
+    box.run(["sh", "-c", "exit 3"], check=False)
+
+    def interrupted(*_: Any, **__: Any) -> subprocess.CompletedProcess[bytes]:
+        raise KeyboardInterrupt
+
+    box._core.runner = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        box.run(["x"])
+    assert (box.state, box.exit_code) == (State.EXITED, None)
+    box.remove()
+    runs.close()
+
+
+def test_the_state_after_a_command_that_is_not_there(runs: _Chroot) -> None:
+    box = runs.container("image", keep=True)
+
+    def missing(*_: Any, **__: Any) -> subprocess.CompletedProcess[bytes]:
+        raise CommandNotFound("x: command not found", 127)
+
+    box._core.runner = missing
+    with pytest.raises(CommandNotFound):
+        box.run(["x"])
+    assert (box.state, box.exit_code) == (State.EXITED, 127)
     box.remove()
     runs.close()
 

@@ -177,6 +177,8 @@ def _volume(text: str) -> tuple[str, str, bool]:
     target, _, mode = rest.partition(":")
     if not host or not target.startswith("/") or mode not in ("", "ro", "rw"):
         raise click.UsageError(f"-v takes HOST:CONTAINER[:ro], the second absolute, not '{text}'")
+    if os.path.normpath(target).strip("/") == "":
+        raise click.UsageError(f"-v: a volume can't stand in for the container's own /: '{text}'")
     source = Path(host).expanduser().absolute()
     if not source.exists():
         raise click.UsageError(f"-v: there is no {source} on this machine")

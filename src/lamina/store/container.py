@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from lamina.errors import ContainerRunning, LaminaError
+from lamina.errors import CommandNotFound, ContainerRunning, LaminaError
 from lamina.oci.defaults import Defaults
 from lamina.store import branches
 from lamina.store.core import Core
@@ -113,11 +113,11 @@ class Container:
             return State.RUNNING
         if record.is_pinned or taken(path, USE):
             return State.MOUNTED
-        return State.CREATED if record.exit_code is None else State.EXITED
+        return State.CREATED if record.started is None else State.EXITED
 
     @property
     def exit_code(self) -> int | None:
-        """Of the last command that ended; None before."""
+        """Of the last command; None before its end, or if its end was seen by nobody."""
         return fetch(self._core, self.id).exit_code
 
     @property
@@ -245,16 +245,20 @@ class Container:
 
             options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         with self.mounted() as root, self._running():
-            result = runner(
-                root,
-                argv,
-                env={**defaults.env, **(env or {})},
-                cwd=cwd or defaults.working_dir,
-                user=user or defaults.user,
-                network=network,
-                check=False,
-                **options,
-            )
+            try:
+                result = runner(
+                    root,
+                    argv,
+                    env={**defaults.env, **(env or {})},
+                    cwd=cwd or defaults.working_dir,
+                    user=user or defaults.user,
+                    network=network,
+                    check=False,
+                    **options,
+                )
+            except CommandNotFound as error:
+                self._ended(error.exit_code)
+                raise
             self._ended(result.returncode)
         if check:
             result.check_returncode()
@@ -441,7 +445,10 @@ class Container:
             self._lock.share(RUNNING)
             self._runs += 1
         with self._core.db.write() as tx:
-            tx.run("UPDATE containers SET started = ? WHERE id = ?", (time.time(), self.id))
+            tx.run(
+                "UPDATE containers SET started = ?, finished = NULL, exit_code = NULL WHERE id = ?",
+                (time.time(), self.id),
+            )
         try:
             yield
         finally:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from lamina.errors import InvalidName
+from lamina.errors import InvalidName, LayerNotFound
 from lamina.store.branches import layer_options, new_top
 from lamina.store.container import Container, own
 from lamina.store.core import Core
+from lamina.store.database import Transaction
 from lamina.store.images import Image, top_layer
 from lamina.store.making import making
 from lamina.store.names import new_id
@@ -71,11 +72,22 @@ class Containers:
         with self._core.db.read() as tx:
             floor = top_layer(tx, image.id, self._core.driver_name)
             free_name(tx, plan.name)
-        with new_top(self._core, floor, plan.options) as top, self._core.db.write() as tx:
-            top.record(tx, kind="writable", parent=floor)
-            record = self._record(id, free_name(tx, plan.name), top.id, floor, plan, image=image)
-            insert(tx, record)
+        try:
+            with new_top(self._core, floor, plan.options) as top, self._core.db.write() as tx:
+                self._require(tx, image)
+                top.record(tx, kind="writable", parent=floor)
+                name = free_name(tx, plan.name)
+                record = self._record(id, name, top.id, floor, plan, image=image)
+                insert(tx, record)
+        except LayerNotFound:
+            with self._core.db.read() as tx:
+                self._require(tx, image)
+            raise
         return record
+
+    def _require(self, tx: Transaction, image: Image) -> None:
+        """:class:`ImageNotFound` if another process removed the image meanwhile."""
+        top_layer(tx, image.id, self._core.driver_name)
 
     def _over_directory(self, id: str, directory: Path, plan: Plan) -> Record:
         directory = directory.absolute()

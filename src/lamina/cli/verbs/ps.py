@@ -80,7 +80,7 @@ def _row(box: Container, state: str, no_trunc: bool) -> list[str]:
     command = shlex.join(box.command)
     if len(command) > 30 and not no_trunc:
         command = f"{command[:27]}..."
-    if state == "exited":
+    if state == "exited" and box.exit_code is not None:
         state = f"exited ({box.exit_code})"
     return [
         output.short(box.id, whole=no_trunc),
