@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import signal
@@ -435,6 +436,24 @@ def test_ctrl_c_is_keyboard_interrupt_for_a_program_and_leaves_nothing(root: Pat
 def test_signals_ignored_by_python_are_not_ignored_by_the_command(root: Path) -> None:
     assert int(shell(root, "grep SigIgn /proc/self/status").split()[1], 16) == 0
     assert int(shell(root, "grep SigBlk /proc/self/status").split()[1], 16) == 0
+
+
+def test_a_command_in_the_background_ignores_what_its_caller_does(root: Path) -> None:
+    """A shell without job control, and nohup(1), start it so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ignored = int(shell(root, "grep SigIgn /proc/self/status").split()[1], 16)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ignored == 1 << (signal.SIGINT - 1)
+
+
+def test_words_may_be_more_than_strings(root: Path) -> None:
+    class Word(enum.StrEnum):
+        ECHO = "echo"
+
+    assert said(root, Word.ECHO, "hello") == "hello"
+    assert shell(root, "pwd; echo $A", cwd=Path("/tmp"), env={"A": Word.ECHO}) == "/tmp\necho"
 
 
 def test_no_open_file_of_the_caller_gets_in(root: Path) -> None:

@@ -82,11 +82,11 @@ class Helper:
     ) -> subprocess.CompletedProcess[bytes]:
         """Have it do what ``spec`` says, and wait for it. Once only.
 
-        ``spec`` is what marshal can write. With ``forward_signals``, from the main thread, INT,
-        TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command, which then decides; else they
-        do to the caller what they always do. ``on_terminal`` (whether one of the three files is
-        one) says that the command stays in the caller's session, on its terminal. ``input`` is
-        for a helper whose stdin is PIPE.
+        ``spec`` is what marshal can write, or enumerations and paths. With ``forward_signals``,
+        from the main thread, INT, TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command,
+        which then decides; else they do to the caller what they always do. ``on_terminal``
+        (whether one of the three files is one) says that the command stays in the caller's
+        session, on its terminal. ``input`` is for a helper whose stdin is PIPE.
 
         If the caller stops waiting (an exception, a timeout) everything that the helper started
         is killed before this returns.
@@ -102,7 +102,7 @@ class Helper:
         process = self._process
         with _terminal_kept(on_terminal):
             try:
-                self._spec.write(marshal.dumps(full))
+                self._spec.write(marshal.dumps(_plain(full)))
                 self._spec.close()
             except BrokenPipeError:
                 pass  # it was killed; its exit status tells
@@ -112,6 +112,21 @@ class Helper:
         if message:
             raise_reported(marshal.loads(message))
         return subprocess.CompletedProcess(args, process.returncode, output, error_output)
+
+
+def _plain(value: Any) -> Any:
+    """The same as marshal can write it: no enumerations, paths or other kinds of str and int."""
+    if type(value) in (str, bytes, int, bool, type(None)):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _communicate(
