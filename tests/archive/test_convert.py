@@ -17,7 +17,7 @@ import pytest
 from lamina.archive.convert import convert
 from lamina.archive.stack import walk
 from lamina.archive.whiteout import AUFS, FORMATS, OVERLAY, OVERLAY_USER, Format
-from lamina.errors import LayerBroken
+from lamina.errors import InvalidArchive, LayerBroken
 from lamina.kernel import xattr
 from lamina.kernel.mount import unmount
 from tests.archive.layers import Operation, difference, disturb, make, overlay, replace, symlink
@@ -215,3 +215,17 @@ def test_a_layer_that_leans_on_another_is_refused(tmp_path: Path, mark: str) -> 
     xattr.set(top / "d" / "x", f"trusted.overlay.{mark}", b"")
     with pytest.raises(LayerBroken, match=f"part of 'd/x' is in another layer.*{mark}"):
         convert(top, OVERLAY, AUFS)
+
+
+@pytest.mark.parametrize("name", [".wh.x", ".wh.", ".wh..wh..opq"])
+def test_a_file_that_is_truly_called_like_a_mark_is_refused_before_anything_changes(
+    tmp_path: Path, name: str
+) -> None:
+    top = tmp_path / "layer"
+    (top / "d").mkdir(parents=True)
+    os.mknod(top / "gone", 0o20600, 0)
+    (top / "d" / name).write_text("a file\n")
+    with pytest.raises(InvalidArchive, match="mark of its own"):
+        convert(top, OVERLAY, AUFS)
+    assert sorted(path.name for path in top.rglob("*")) == sorted(["gone", "d", name])
+    assert (top / "d" / name).read_text() == "a file\n"

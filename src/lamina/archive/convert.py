@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from lamina.archive.stack import Node, walk
-from lamina.archive.whiteout import WHITEOUT_PREFIX, Format
+from lamina.archive.stack import Node, NodeKind, walk
+from lamina.archive.whiteout import AUFS, WHITEOUT_PREFIX, Format
+from lamina.errors import InvalidArchive
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
 from lamina.kernel.remove import remove_tree
@@ -23,15 +24,28 @@ def convert(tree: int | str | bytes | os.PathLike[str], source: Format, target: 
 
     May be interrupted and run again: a mark is written before the one it stands for is removed.
     Raises OSError; LayerBroken where part of the layer lies in another one (overlayfs's
-    ``redirect_dir`` and ``metacopy``); InvalidArchive for names that AUFS can't hide.
+    ``redirect_dir`` and ``metacopy``); InvalidArchive for names that AUFS can't hide, and, before
+    anything is changed, for entries that it would read as marks.
     """
     if source is target:
         return
+    if target is AUFS:
+        _check_names(tree, source)
     for node in walk([tree], source):
         if node.fd >= 0:
             _directory(node, source, target)
         elif node.status is not None:
             _strip(fd_path(node.dir_fd, node.name), source, node.path)
+
+
+def _check_names(tree: int | str | bytes | os.PathLike[str], source: Format) -> None:
+    """That no entry is called as AUFS calls its marks: such a file would become a whiteout."""
+    for node in walk([tree], source):
+        if node.name.startswith(WHITEOUT_PREFIX) and node.kind is NodeKind.ENTRY:
+            status = node.status
+            # What fuse-overlayfs, or an interrupted conversion, wrote is a mark indeed.
+            if status is None or status.st_size or not stat.S_ISREG(status.st_mode):
+                raise InvalidArchive("AUFS would read this entry as a mark of its own", node.path)
 
 
 def _directory(node: Node, source: Format, target: Format) -> None:
