@@ -71,6 +71,15 @@ def test_verification_names_a_file_that_is_missing(docker_root: Path) -> None:
     assert "bin/busybox' is missing" in fault.what
 
 
+def test_verification_follows_no_link_in_place_of_a_file(docker_root: Path) -> None:
+    path = docker_root / "aufs/diff" / BASE / "bin/busybox"
+    path.unlink()
+    path.symlink_to("/bin/sh")
+    with DockerSource(docker_root) as source:
+        (fault,) = verify_all(source)
+    assert "bin/busybox' is missing" in fault.what
+
+
 def test_verification_names_a_damaged_tar_split_record(docker_root: Path) -> None:
     path = docker_root / f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/tar-split.json.gz"
     path.write_bytes(path.read_bytes()[:200])
@@ -242,22 +251,19 @@ def test_a_root_whose_databases_are_locked_is_refused(docker_root: Path) -> None
 
 
 @contextmanager
-def _dockerd(tmp_path: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[int]:
+def _dockerd(tmp_path: Path, *arguments: str, fds: tuple[int, ...] = ()) -> Iterator[int]:
     """A process of that name; its id."""
     program = tmp_path / "dockerd"
     shutil.copy("/bin/sh", program)
-    said, say = os.pipe()
     daemon = subprocess.Popen(
-        [program, "-c", f"read x <&{said}", *arguments], stdin=stdin, pass_fds=(said,)
+        [program, "-c", "read x", *arguments], stdin=subprocess.PIPE, pass_fds=fds
     )
     try:
         while Path(f"/proc/{daemon.pid}/comm").read_text() != "dockerd\n":
             time.sleep(0.01)  # vfork(2) comes back before exec(2) is done
         yield daemon.pid
     finally:
-        os.close(say)
-        os.close(said)
-        daemon.wait()
+        daemon.communicate()
 
 
 @pytest.mark.parametrize("option", [("--data-root", "{}"), ("--data-root={}",), ("-g", "{}")])
@@ -277,7 +283,7 @@ def test_a_dockerd_that_has_only_begun_is_seen_by_its_command_line(
 def test_a_dockerd_with_a_file_open_in_the_root_is_seen(docker_root: Path, tmp_path: Path) -> None:
     with (
         (docker_root / "image/aufs/repositories.json").open("rb") as file,
-        _dockerd(tmp_path, stdin=file.fileno()) as pid,
+        _dockerd(tmp_path, fds=(file.fileno(),)) as pid,
         pytest.raises(StoreError, match=f"dockerd, process {pid}"),
     ):
         DockerSource(docker_root)

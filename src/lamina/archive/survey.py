@@ -64,6 +64,30 @@ def survey(tree: Tree) -> Survey:
     return found
 
 
+def glance(top: str | os.PathLike[str]) -> Survey:
+    """What costs no look at each file: directories, files, and ``hidden``. Raises OSError."""
+    found = Survey()
+    waiting = [os.fsencode(top)]
+    while waiting:
+        found.directories += 1
+        marked: list[bytes] = []
+        names: set[bytes] = set()
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(META_PREFIX):
+                    continue
+                names.add(name)
+                if name.startswith(WHITEOUT_PREFIX):
+                    marked.append(name)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    found.files += 1
+        found.hidden |= any(name[len(WHITEOUT_PREFIX) :] in names for name in marked)
+    return found
+
+
 class _Noting(View):
     """AUFS's format; what is odd in a directory is noted when it is listed."""
 

@@ -122,7 +122,8 @@ class _Transplanting:
         assert node.status is not None
         if stat.S_ISREG(node.status.st_mode) and not node.name.startswith(WHITEOUT_PREFIX):
             return False
-        if self._fmt.hidden_name(node.dir_fd, node.name, node.status) is None:
+        mark = self._fmt.hidden_name(node.dir_fd, node.name, node.status)
+        if mark is None and not self._fmt.is_meta(node.name):
             return False
         self._warn(f"left out, since it would be read as a whiteout: {printable(node.path)}")
         return True

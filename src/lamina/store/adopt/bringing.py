@@ -82,6 +82,7 @@ class Bringing:
                 self._bring_container(box)
             except (LayerBroken, DigestMismatch) as error:
                 self._fault("container", box.name, error)
+        self._add(0, done=True)
         return self._result
 
     # -- images ---------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class Bringing:
         if known is not None:
             return known
         try:
-            if self._plan.way is not Way.IN_PLACE and self._source.survey(record.cache_id).hidden:
+            if self._plan.way is not Way.IN_PLACE and self._source.glance(record.cache_id).hidden:
                 made = self._unpack(record, below, work)
             else:
                 made = self._take(record, below, work)
@@ -263,12 +264,13 @@ class Bringing:
         layer = self._source.foreign(branch, links=linking)
         return self._core.driver.copy_in(id, parent, layer, progress=self._add)
 
-    def _add(self, size: int) -> None:
-        self._done += size
+    def _add(self, size: int, *, done: bool = False) -> None:
+        """Count bytes that came, and report. The total is Docker's count, which may differ."""
+        self._done = self._total if done else min(self._done + size, self._total)
         self._result.size += size
         if self._progress is not None:
             what = f"adopting {self._source.path}"
-            self._progress(Progress(what, min(self._done, self._total), self._total, "bytes"))
+            self._progress(Progress(what, self._done, self._total, "bytes"))
 
     def _fault(self, kind: FaultKind, id: str, what: object) -> None:
         self._result.faults.append(Fault(kind, id, str(what)))

@@ -141,13 +141,11 @@ class Adoption:
 
     @property
     def size(self) -> int:
-        """Bytes of the files of all that is to come."""
-        return sum(self.source.survey(branch).size for branch in self.branches())
-
-    def branches(self) -> list[str]:
-        """The storage driver's names of all that is to come."""
+        """Bytes of the files of all that is to come; those of images as Docker counted them."""
         own = [id for box in self.containers for id in (box.init_id, box.mount_id) if id]
-        return [layer.cache_id for layer in self.layers] + own
+        return sum(layer.size for layer in self.layers) + sum(
+            self.source.survey(id).size for id in own
+        )
 
     # -- room -----------------------------------------------------------------------------
 
@@ -176,7 +174,7 @@ class Adoption:
         """Of one layer; driver vfs has with each of them all that is below."""
         size, files = _A_LAYER, 8
         for id in (branch, *below) if self.core.driver_name == "vfs" else (branch,):
-            found = self.source.survey(id)
+            found = self.source.glance(id) if linking else self.source.survey(id)
             size += found.directories * _BLOCK
             files += found.directories
             if not linking:

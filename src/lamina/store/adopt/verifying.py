@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from lamina.archive.split import assemble
 from lamina.errors import DigestMismatch, LaminaError
@@ -21,17 +22,48 @@ def tar(source: DockerSource, layer: LayerRecord) -> Iterator[bytes]:
 
     Raises LayerBroken where either is not what it was, and OSError.
     """
-    fd = source.open_branch(layer.cache_id)
+    with source.open_split(layer) as records, _Opener(source, layer.cache_id) as opener:
+        yield from assemble(records, opener.open, layer=layer.chain_id)
 
-    def open_file(name: bytes) -> BinaryIO:
+
+class _Opener:
+    """Opens files of a branch, which come directory by directory, as they do in a tar."""
+
+    def __init__(self, source: DockerSource, branch: str) -> None:
+        self._top = source.open_branch(branch)
+        self._head: bytes | None = None
+        self._directory = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+        os.close(self._top)
+
+    def open(self, name: bytes) -> BinaryIO:
+        """The content of a file, called as the tar has it. OSError."""
+        head, _, base = name.strip(b"/").rpartition(b"/")
+        if head != self._head:
+            self._leave()
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            self._directory = open_in_root(self._top, head or b".", flags)
+            self._head = head
+        if base in (b".", b".."):
+            raise FileNotFoundError(errno.ENOENT, "no name of a file", os.fsdecode(name))
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.fdopen(open_in_root(fd, name.lstrip(b"/"), flags), "rb", buffering=0)
+        try:
+            fd = os.open(base, flags, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "a symbolic link", os.fsdecode(name)) from error
+        return os.fdopen(fd, "rb", buffering=0)
 
-    try:
-        with source.open_split(layer) as records:
-            yield from assemble(records, open_file, layer=layer.chain_id)
-    finally:
-        os.close(fd)
+    def _leave(self) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+        self._head, self._directory = None, -1
 
 
 def verify(source: DockerSource, layer: LayerRecord, stop: threading.Event | None = None) -> int:

@@ -129,14 +129,13 @@ class Rewrite:
         """Bytes that it takes, at most."""
         total = 0
         for id in self.branches():
-            found = self._source.survey(id)
-            total += (found.directories + 4) * _BLOCK
+            total += (self._source.glance(id).directories + 4) * _BLOCK
             if id not in self._frozen:
-                total += found.allocated
+                total += self._source.survey(id).allocated
         return total + 2 * self._size_of_image()
 
     def _size_of_image(self) -> int:
-        top = self._source.path / "image/aufs"
+        top = self._source.reading / "image/aufs"
         return sum(
             os.lstat(os.path.join(directory, name)).st_blocks * 512
             for directory, _, names in os.walk(top)
@@ -212,7 +211,7 @@ class Rewrite:
 
             def fill(target: str, id: str = id, chain: tuple[str, ...] = chain) -> None:
                 layer = by_branch.get(id)
-                if layer is not None and self._source.survey(id).hidden:
+                if layer is not None and self._source.glance(id).hidden:
                     self._unpack(layer, target, [home.diff(below) for below in chain])
                 else:
                     self._transplant(id, target, result)
@@ -234,7 +233,7 @@ class Rewrite:
 
     def _make_image(self) -> None:
         """Copy ``image/aufs`` without what is damaged; layers keep the storage driver's names."""
-        new, old = self._place.new_image, self._source.path / "image/aufs"
+        new, old = self._place.new_image, self._source.reading / "image/aufs"
         remove_tree(new)
         for part in ("imagedb/content/sha256", "imagedb/metadata/sha256", "layerdb/sha256",
                      "layerdb/mounts", "layerdb/tmp", "distribution"):  # fmt: skip

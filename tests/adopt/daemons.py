@@ -1,0 +1,119 @@
+"""A containerd and a dockerd of the tests' own, and what is left of them afterwards: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import support
+
+_PATIENCE = 60
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # Debian's, whatever else is installed
+
+
+class Docker:
+    """The client of a dockerd."""
+
+    def __init__(self, socket: Path, home: Path) -> None:
+        self._env = {
+            "PATH": _PATH, "DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(home),
+            "HOME": str(home),
+        }  # fmt: skip
+
+    def __call__(self, *argv: str | Path) -> str:
+        """Run a command that must succeed; what it prints."""
+        return support.run("/usr/bin/docker", *argv, env=self._env).stdout.decode()
+
+    def lines(self, *argv: str | Path) -> list[str]:
+        """The same, line by line, sorted."""
+        return sorted(self(*argv).splitlines())
+
+    def inspect(self, *names: str) -> list[dict[str, Any]]:
+        """What it knows of images or containers."""
+        found: list[dict[str, Any]] = json.loads(self("inspect", *names))
+        return found
+
+
+def need() -> None:
+    """Ask for Debian's Docker."""
+    if not support.is_root():
+        support.missing("needs root (with the right to mount)")
+    if not Path("/usr/bin/docker").exists():
+        support.missing("needs docker.io (not installed)")
+    support.need("dockerd", "containerd", "runc")
+    support.need_filesystem("overlay")
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists() and not any(
+        Path("/sys/fs/cgroup").glob("*/")
+    ):
+        pytest.skip("no cgroups are mounted, which runc needs")
+
+
+@contextmanager
+def dockerd(root: Path, ground: Path) -> Iterator[Docker]:
+    """A dockerd on ``root`` with overlay2; everything else of it is below ``ground``."""
+    need()
+    run = ground / "d"
+    run.mkdir()
+    with ExitStack() as stack:
+        containerd = run / "c.sock"
+        config = run / "config.toml"
+        config.write_text(
+            f'version = 2\nroot = "{run}/containerd"\nstate = "{run}/state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f'[grpc]\naddress = "{containerd}"\n'
+        )
+        stack.enter_context(
+            _daemon(["containerd", "--config", config], containerd, run / "containerd.log")
+        )
+        (run / "daemon.json").write_text("{}")
+        socket = run / "docker.sock"
+        argv: list[str | Path] = [
+            "dockerd", "--config-file", run / "daemon.json", "--host", f"unix://{socket}",
+            "--data-root", root, "--exec-root", run / "exec", "--pidfile", run / "pid",
+            "--containerd", containerd, "--storage-driver", "overlay2",
+            "--bridge=none", "--iptables=false", "--ip6tables=false",
+        ]  # fmt: skip
+        stack.callback(_unmount_below, run, root)
+        stack.enter_context(_daemon(argv, socket, run / "dockerd.log"))
+        docker = Docker(socket, run)
+        docker("version")
+        yield docker
+
+
+@contextmanager
+def _daemon(argv: list[str | Path], socket: Path, log: Path) -> Iterator[None]:
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            env={"PATH": _PATH, "HOME": "/root"},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{argv[0]} did not come up:\n{log.read_text()[-3000:]}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _unmount_below(*tops: Path) -> None:
+    """What a dockerd leaves mounted when it stops: the namespaces of networks."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    for target in reversed([line.split()[4] for line in lines]):
+        if any(target.startswith(f"{os.path.realpath(top)}/") for top in tops):
+            support.run("umount", "-l", target)

@@ -1,0 +1,270 @@
+"""A Docker root of AUFS, rewritten where it lies, and a dockerd that goes on with it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.errors import StoreError
+from lamina.store.adopt import DockerSource
+from lamina.store.rewrite import Rewrite, Rewritten, delete_source, rewriting
+from lamina.store.rewrite.place import Place
+from tests import support
+from tests.adopt import daemons, trees
+from tests.adopt.conftest import CONTAINERS
+from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN
+
+pytestmark = pytest.mark.root
+
+
+def rewrite(root: Path) -> Rewritten:
+    with DockerSource(root, alone=True) as source:
+        return Rewrite(source).run()
+
+
+def merged(root: Path, id: str, target: Path) -> dict[str, trees.Entry]:
+    """What overlayfs shows of a layer of Docker's overlay2, mounted as Docker does."""
+    home = root / "overlay2"
+    target.mkdir(exist_ok=True)
+    lower = (home / id / "lower").read_text() if (home / id / "lower").exists() else ""
+    layers = ":".join(filter(None, [f"{id}/diff", lower]))
+    if not lower:
+        return trees.tree(home / id / "diff")
+    support.run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={layers}", target, cwd=home)
+    try:
+        return trees.tree(target)
+    finally:
+        support.run("umount", target)
+
+
+def test_overlay2_shows_all_images_and_containers_as_aufs_did(
+    docker_root: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    result = rewrite(docker_root)
+    assert (result.layers, result.images, result.containers) == (9, 13, 4)
+    assert result.faults == []
+    for name, described in {**expected["images"], **expected["containers"]}.items():
+        found = merged(docker_root, described["layers"][0], tmp_path / "merged")
+        wrong = trees.differences(found, trees.expected(described))
+        assert not wrong, f"{name}: " + "\n".join(wrong[:20])
+
+
+def test_a_dockerd_goes_on_with_the_same_images_and_containers(
+    docker_root: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    daemons.need()
+    rewrite(docker_root)
+    with daemons.dockerd(docker_root, tmp_path) as docker:
+        assert docker.lines("images", "--format", "{{.Repository}}:{{.Tag}}") == sorted(
+            expected["images"]
+        )
+        assert docker.lines("ps", "-a", "--format", "{{.Names}}") == sorted(CONTAINERS)
+        for name, described in expected["images"].items():
+            (known,) = docker.inspect(name)
+            assert known["Id"] == described["id"]
+            assert known["RootFS"]["Layers"] == described["diff_ids"]
+            assert known["GraphDriver"]["Name"] == "overlay2"
+        for name, id in CONTAINERS.items():
+            (known,) = docker.inspect(name)
+            assert (known["Id"], known["Driver"]) == (id, "overlay2")
+        assert docker.lines("diff", "c-running") == [
+            "A /root/started", "A /rootdir", "A /rootdir/new",
+            "C /data", "C /root", "D /data/del",
+        ]  # fmt: skip
+        assert docker.lines("diff", "c-difffail") == ["A /etc/issue/x", "C /etc", "C /etc/issue"]
+        shown = docker("run", "--rm", "--network", "none", "fx/l2:add", "cat", "/opt/app/etc/conf")
+        assert shown == "conf\n"
+        docker("start", "c-stopped")
+        assert "changed p1" in docker("exec", "c-stopped", "cat", "/data/hl/p1")
+        docker("exec", "c-stopped", "sh", "-c", "echo more >> /etc/passwd; rm -r /data/many")
+        assert "D /data/many" in docker.lines("diff", "c-stopped")
+        docker("kill", "c-stopped")
+        docker("commit", "c-stopped", "fx/new:1")
+        _check_saved(docker, tmp_path / "saved.tar", expected)
+        docker("rm", *CONTAINERS)
+        docker("rmi", "fx/l7:rootdel")
+
+
+def _check_saved(docker: daemons.Docker, path: Path, expected: dict[str, Any]) -> None:
+    """That what ``docker save`` writes has the layers that the images had on AUFS."""
+    docker("save", "-o", path, *expected["images"])
+    with tarfile.open(path) as saved:
+
+        def read(name: str) -> bytes:
+            member = saved.extractfile(name)
+            assert member is not None
+            return member.read()
+
+        for image in json.loads(read("manifest.json")):
+            described = expected["images"][image["RepoTags"][0]]
+            diff_ids = [
+                f"sha256:{hashlib.sha256(read(layer)).hexdigest()}" for layer in image["Layers"]
+            ]
+            assert diff_ids == described["diff_ids"], image["RepoTags"]
+
+
+def test_what_docker_writes_does_not_reach_the_old_tree(docker_root: Path, tmp_path: Path) -> None:
+    daemons.need()
+    before = trees.tree(docker_root / "aufs")
+    rewrite(docker_root)
+    with daemons.dockerd(docker_root, tmp_path) as docker:
+        docker("start", "c-stopped")
+        docker("exec", "c-stopped", "sh", "-c", "echo x > /data/hl/p1; chmod 700 /bin/busybox")
+        docker("kill", "c-stopped")
+    after = trees.tree(docker_root / "aufs")
+    assert trees.differences(after, before) == []
+
+
+def test_the_old_tree_stays_as_it_was(docker_root: Path) -> None:
+    before = {part: trees.fingerprint(docker_root / part) for part in ("aufs", "image/aufs")}
+    rewrite(docker_root)
+    assert {part: trees.fingerprint(docker_root / part) for part in before} == before
+    box = CONTAINERS["c-stopped"]
+    saved = docker_root / "lamina-rewrite/containers" / box / "config.v2.json"
+    now = docker_root / "containers" / box / "config.v2.json"
+    one, other = json.loads(saved.read_text()), json.loads(now.read_text())
+    assert (one.pop("Driver"), other.pop("Driver")) == ("aufs", "overlay2")
+    assert one == other
+    assert now.stat().st_mode == saved.stat().st_mode
+
+
+def test_it_is_done_once(docker_root: Path) -> None:
+    assert not rewrite(docker_root).before
+    state = trees.fingerprint(docker_root / "overlay2")
+    assert rewrite(docker_root).before
+    assert trees.fingerprint(docker_root / "overlay2") == state
+
+
+def test_the_source_is_deleted_by_request_and_only_then(docker_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not rewritten"):
+        delete_source(docker_root)
+    rewrite(docker_root)
+    busybox = next(docker_root.glob("overlay2/*/diff/bin/busybox"))
+    assert busybox.stat().st_nlink == 2
+    delete_source(docker_root)
+    assert sorted(path.name for path in docker_root.iterdir() if "lamina" in path.name) == []
+    assert not (docker_root / "aufs").exists()
+    assert not (docker_root / "image/aufs").exists()
+    assert busybox.stat().st_nlink == 1
+    with daemons.dockerd(docker_root, tmp_path) as docker:
+        assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
+
+
+# -- crashes
+
+STEPS: list[tuple[Any, str]] = [
+    (rewriting, "transplant"),
+    (os, "symlink"),
+    (rewriting, "copy_tree"),
+    (Place, "commit_tree"),
+    (os, "rename"),
+    (rewriting, "replace_file"),
+    (Place, "finish"),
+]
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=[name for _, name in STEPS])
+def test_an_interrupted_rewriting_is_finished_by_the_next(
+    docker_root: Path,
+    tmp_path: Path,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    place, name = STEPS[step]
+    whole = getattr(place, name)
+    stops = 0
+    for allowed in (*range(6), 12, 24, 30):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, _failing_after(whole, allowed))
+            try:
+                rewrite(docker_root)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                stops += 1
+                continue
+        break
+    assert stops, "it was never interrupted"
+    assert rewrite(docker_root).faults == []
+    for name, described in expected["containers"].items():
+        found = merged(docker_root, described["layers"][0], tmp_path / "merged")
+        assert not trees.differences(found, trees.expected(described)), name
+    assert len(list((docker_root / "overlay2/l").iterdir())) == 17
+    for id in CONTAINERS.values():
+        config = json.loads((docker_root / "containers" / id / "config.v2.json").read_text())
+        assert config["Driver"] == "overlay2"
+
+
+def _failing_after(call: Callable[..., Any], allowed: int) -> Callable[..., Any]:
+    left = [allowed]
+    thread = threading.get_ident()
+
+    def failing(*args: Any, **options: Any) -> Any:
+        if threading.get_ident() == thread:
+            if not left[0]:
+                raise OSError(errno.EIO, "as if the machine went down")
+            left[0] -= 1
+        return call(*args, **options)
+
+    return failing
+
+
+# -- what stands in the way
+
+
+def test_a_root_that_has_layers_of_overlay2_is_left_alone(docker_root: Path) -> None:
+    (docker_root / "overlay2" / ("a" * 64)).mkdir(parents=True)
+    before = trees.tree(docker_root)
+    with DockerSource(docker_root, alone=True) as source, pytest.raises(StoreError, match="mix"):
+        Rewrite(source)
+    assert trees.tree(docker_root) == before
+
+
+def test_an_overlay2_without_layers_gives_way(docker_root: Path) -> None:
+    (docker_root / "overlay2/l").mkdir(parents=True)
+    (docker_root / "image/overlay2/layerdb/sha256").mkdir(parents=True)
+    assert rewrite(docker_root).faults == []
+
+
+def test_what_is_damaged_is_left_out_and_named(docker_root: Path, tmp_path: Path) -> None:
+    (docker_root / "aufs/diff" / SECOND / "opt/app/etc/conf").write_text("CONF\n")
+    result = rewrite(docker_root)
+    assert [fault.id for fault in result.faults] == [f"sha256:{SECOND_CHAIN}"]
+    assert (result.layers, result.images, result.containers) == (1, 1, 1)
+    assert (docker_root / "overlay2" / BASE).is_dir()
+    assert not (docker_root / "overlay2" / SECOND).exists()
+    with daemons.dockerd(docker_root, tmp_path) as docker:
+        assert docker.lines("ps", "-a", "--format", "{{.Names}}") == ["c-created"]
+        assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
+
+
+def test_too_little_room_is_told_before_anything_is_made(
+    docker_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rewrite, "available", lambda self: 1_000_000)
+    with pytest.raises(StoreError, match="not enough room"):
+        rewrite(docker_root)
+    assert not (docker_root / "overlay2").exists()
+    assert not (docker_root / "lamina-rewrite/overlay2").exists()
+
+
+def test_a_layer_with_a_whiteout_beside_a_live_file_still_gives_back_its_tar(
+    docker_root: Path, tmp_path: Path
+) -> None:
+    from tests.adopt.odd import add_layer_with_whiteout_beside
+
+    name = add_layer_with_whiteout_beside(docker_root, f"sha256:{BASE_CHAIN}", BASE)
+    rewrite(docker_root)
+    with daemons.dockerd(docker_root, tmp_path) as docker:
+        docker("save", "-o", tmp_path / "saved.tar", name)
+        shown = docker("run", "--rm", "--network", "none", name, "cat", "/etc/both")
+    assert shown == "live\n"

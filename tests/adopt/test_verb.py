@@ -1,0 +1,122 @@
+"""``lamina adopt`` as people type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lamina.cli.running import HowToRun
+from lamina.store import Store
+from lamina.store.adopt import DockerSource
+from tests.adopt import trees
+from tests.adopt.test_source import SECOND
+
+pytestmark = pytest.mark.root
+
+
+class Cli:
+    """The command over a store of its own."""
+
+    def __init__(self, ground: Path) -> None:
+        self.where = ("--root", str(ground / "store"), "--run-root", str(ground / "run"))
+
+    def __call__(self, *args: str | Path, status: int = 0) -> tuple[str, str]:
+        """What it prints on stdout and stderr, when it must end with this status."""
+        argv = [sys.executable, "-m", "lamina", *self.where, *map(str, args)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == status, (args, done)
+        return done.stdout, done.stderr
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def test_without_a_mode_it_lists_and_changes_nothing(docker_root: Path, cli: Cli) -> None:
+    before = trees.fingerprint(docker_root)
+    out, err = cli("adopt", docker_root)
+    assert err == ""
+    assert "fx/l7:rootdel   95713c38bc3a   8        2.69MB" in out
+    assert "c-stopped    5d646d05e8eb   fx/l5:meta      100kB" in out
+    out, _ = cli("adopt", docker_root, "--check")
+    assert "Verified: 9 layers, 0 faults" in out
+    found = json.loads(cli("adopt", docker_root, "--format", "json")[0])
+    assert (len(found["images"]), len(found["containers"]), found["faults"]) == (9, 4, [])
+    assert trees.fingerprint(docker_root) == before
+
+
+def test_a_fault_is_named_and_the_status_says_so(docker_root: Path, cli: Cli) -> None:
+    (docker_root / "aufs/diff" / SECOND / "opt/app/etc/conf").write_text("CONF\n")
+    _, err = cli("adopt", docker_root)
+    assert err == ""
+    _, err = cli("adopt", docker_root, "--check", status=1)
+    assert "conf' is not what it was" in err
+    out, err = cli("adopt", docker_root, "--bring", status=1)
+    assert out.startswith("1 images and 1 containers brought")
+    assert "image fx/l2:add" in err
+
+
+def test_a_dry_run_then_the_real_one(docker_root: Path, cli: Cli) -> None:
+    out, _ = cli("adopt", docker_root, "--bring", "--dry-run")
+    assert "container c-stopped" in out
+    assert "9 layers and 4 containers to come, 2.79MB, by hard links" in out
+    assert cli("images")[0].count("\n") == 1
+    out, _ = cli("adopt", docker_root, "--bring")
+    assert out.startswith("9 images and 4 containers brought (9 new layers, 2.79MB)")
+    assert "A /root/started" in cli("diff", "c-running")[0]
+    assert "new\n" in cli("run", "--rm", "--network", "none", "fx/l2:add", "cat", "/newroot")[0]
+    assert cli("adopt", docker_root, "--bring")[0].startswith("0 images")
+
+
+def test_how_a_container_was_run_is_known(docker_root: Path, tmp_path: Path) -> None:
+    with (
+        DockerSource(docker_root) as source,
+        Store(tmp_path / "store", run=tmp_path / "run") as store,
+    ):
+        store.adopt(source).run()
+        how = HowToRun.of(store.open("c-stopped"))
+    assert (how.hostname, how.user, how.network) == ("fxhost", "0", "none")
+    assert how.env == {"PATH": "/bin:/sbin", "APP": "1"}
+
+
+def test_reading_in_place_takes_the_aufs_driver(docker_root: Path, cli: Cli) -> None:
+    _, err = cli("--driver", "overlay", "adopt", docker_root, "--read-only", status=1)
+    assert "--driver aufs" in err
+
+
+def test_rewriting_and_deleting(docker_root: Path, cli: Cli) -> None:
+    out, _ = cli("adopt", docker_root, "--in-place", "--to", "docker-overlay2", "--dry-run")
+    assert out.startswith("13 images, 9 layers and 4 containers to be rewritten")
+    assert not (docker_root / "overlay2").exists()
+    out, err = cli("adopt", docker_root, "--in-place", "--to", "docker-overlay2")
+    assert "rewritten for overlay2" in out
+    assert "the old tree is still there" in err
+    out, _ = cli("adopt", docker_root, "--in-place", "--to", "docker-overlay2")
+    assert "was rewritten before" in out
+    cli("adopt", docker_root, "--in-place", "--delete-source", "--dry-run")
+    assert (docker_root / "aufs").exists()
+    cli("adopt", docker_root, "--in-place", "--delete-source")
+    assert os.listdir(docker_root / "image") == ["overlay2"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--to", "docker-overlay2"), "go with --in-place"),
+        (("--in-place",), "needs --to"),
+        (("--copy",), "goes with --bring"),
+        (("fx/l2:add",), "go with --bring"),
+        (("--in-place", "--to", "zfs"), "docker-overlay2"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    tmp_path: Path, cli: Cli, args: tuple[str, ...], said: str
+) -> None:
+    _, err = cli("adopt", tmp_path, *args, status=2)
+    assert said in err
