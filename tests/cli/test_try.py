@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -67,6 +68,24 @@ def test_apply_does_it_to_the_machine(cli: Cli, place: Path) -> None:
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == "lamina: applied"
     assert state(place) == AFTER
+
+
+def test_apply_is_not_stopped_halfway(cli: Cli, place: Path) -> None:
+    count = 3000
+    script = f"i=0; while [ $i -lt {count} ]; do echo $i > {place}/f$i; i=$((i+1)); done"
+    with subprocess.Popen(
+        cli.argv("--quiet", "try", "--apply", "--in", place, "--", "sh", "-c", script),
+        env=cli.env,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while len(os.listdir(place)) == len(BEFORE):
+            assert process.poll() is None, "ended before anything was applied"
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "lamina: applying: can't stop halfway\n")
+    assert len(os.listdir(place)) == count + len(BEFORE)
 
 
 def test_apply_refuses_what_changed_meanwhile(cli: Cli, place: Path) -> None:

@@ -54,7 +54,29 @@ def _stoppable() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    before = {n: signal.signal(n, stop) for n in _STOPPING if signal.getsignal(n) != signal.SIG_IGN}
+    before = {n: signal.signal(n, stop) for n in _heard()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heard() -> list[signal.Signals]:
+    return [n for n in _STOPPING if signal.getsignal(n) != signal.SIG_IGN]
+
+
+@contextmanager
+def finishing(what: str) -> Iterator[None]:
+    """Work that must not be left half done: INT, TERM and HUP are answered, and change nothing."""
+
+    def answer(_number: int, _frame: FrameType | None) -> None:
+        try:
+            os.write(2, f"lamina: {what}: can't stop halfway\n".encode())
+        except OSError:
+            pass  # nobody listens
+
+    before = {n: signal.signal(n, answer) for n in _heard()}
     try:
         yield
     finally:

@@ -225,7 +225,8 @@ class Fork:
         """Do to the machine what was done to the fork. The fork is then good for nothing.
 
         Raises ApplyConflict, before anything is done, when the machine changed meanwhile where
-        the fork did; OSError when writing fails, which leaves what was done until then.
+        the fork did; OSError when writing fails, which, as any interruption, leaves what was done
+        until then.
         """
         from lamina.archive.fold import fold
 
@@ -233,7 +234,13 @@ class Fork:
         if found:
             raise ApplyConflict(found)
         for point in self._written():
-            fold([self.upper(point)], self.format, point.target, move=True, top=False)
+            try:
+                fold([self.upper(point)], self.format, point.target, move=True, top=False)
+            except OSError as error:
+                if isinstance(error.filename, str):  # as seen from the target
+                    path = _join(point.target, os.fsencode(error.filename))
+                    error.filename = os.fsdecode(path)
+                raise
             _sync(point.target)
 
     def gather(self, into: Path) -> None:

@@ -12,6 +12,7 @@ import click
 
 from lamina.cli import output, rootless
 from lamina.cli.messages import message, say
+from lamina.cli.process import finishing
 from lamina.cli.session import Session
 from lamina.errors import ApplyConflict, InvalidName
 
@@ -113,7 +114,8 @@ class _Trial:
             choice = self.decided or (self.asks and _ask()) or "discard"
             try:
                 if choice == "apply":
-                    fork.apply()
+                    with finishing("applying"):
+                        fork.apply()
                     outcome = "applied"
                 elif choice == "keep":
                     outcome, image = "kept", self.keep(fork)
