@@ -432,6 +432,12 @@ def test_an_ordinary_user_applies(ordinary_user: User) -> None:
     assert (home / "d/x").exists() and not (home / "old").exists()
 
 
+def test_what_can_not_be_applied_is_named_by_its_whole_path(ordinary_user: User) -> None:
+    with pytest.raises(PermissionError) as caught:
+        ordinary_user.call(as_user, ordinary_user, "echo x >/etc/lamina-x", "/etc", True)
+    assert caught.value.filename == "/etc/lamina-x"
+
+
 def test_an_ordinary_user_forks_temporary_directories(ordinary_user: User) -> None:
     name = f"/tmp/lamina-user-{os.getpid()}"
     lines = ordinary_user.call(as_user, ordinary_user, f"echo x >{name}; cat {name}")
