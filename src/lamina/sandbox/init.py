@@ -173,7 +173,10 @@ def drop_rights(spec: Spec) -> None:
     except OSError as error:
         why = error.strerror
         if error.errno == errno.EINVAL:
-            why = "no such id in this user namespace"
+            why = (
+                "no such id in this user namespace; an ordinary user has more than one with "
+                "ranges in /etc/subuid and /etc/subgid, and newuidmap (Debian: uidmap)"
+            )
         raise OSError(error.errno, why, f"user {uid}:{gid}") from None
     _, permitted, _ = process.capget()
     if uid == 0:
