@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pytest
 
 from lamina.cli import output
+from tests.cli.conftest import Cli
+
+
+@pytest.mark.root
+def test_images_of_a_name_are_listed_by_that_name_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    cli("import", tmp_path / "tree", "one")
+    cli("tag", "one", "two:2")
+    for name, row in {"one": "one latest", "two": "two 2", "two:2": "two 2"}.items():
+        _, *rows = (" ".join(line.split()[:2]) for line in cli("images", name).splitlines())
+        assert rows == [row]
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,13 @@ def command(
             for image in found:
                 output.write_line(image.id if no_trunc else image.short_id)
         else:
-            rows = [row for image in found for row in _rows(image, no_trunc)]
+            rows = [row for image in found for row in _rows(image, name, no_trunc)]
             output.print_table(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], rows)
 
 
 def _matches(image: Image, name: str | None, wanted: dict[str, str]) -> bool:
     names = image.names
-    if name is not None and not any(n in (name, f"{name}:latest") or n.rpartition(":")[0] == name
-                                    for n in names):  # fmt: skip
+    if name is not None and not any(_is_called(n, name) for n in names):
         return False
     if "dangling" in wanted and (wanted["dangling"] in ("true", "1")) != (not names):
         return False
@@ -70,14 +69,18 @@ def _matches(image: Image, name: str | None, wanted: dict[str, str]) -> bool:
     )
 
 
-def _rows(image: Image, no_trunc: bool) -> list[list[str]]:
+def _is_called(full: str, name: str) -> bool:
+    return name in (full, full.rpartition(":")[0])
+
+
+def _rows(image: Image, name: str | None, no_trunc: bool) -> list[list[str]]:
     rest = [
         image.id if no_trunc else image.short_id,
         output.age(image.created),
         output.size(image.size),
     ]
-    names = [name.rpartition(":") for name in image.names] or [("<none>", "", "<none>")]
-    return [[repository, tag, *rest] for repository, _, tag in names]
+    names = [n.rpartition(":") for n in image.names if name is None or _is_called(n, name)]
+    return [[repository, tag, *rest] for repository, _, tag in names or [("<none>", "", "<none>")]]
 
 
 def _described(image: Image) -> dict[str, object]:
