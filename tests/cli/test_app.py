@@ -12,7 +12,7 @@ import click
 import pytest
 
 import lamina
-from lamina.cli.app import VERBS
+from lamina.cli.app import _ELSEWHERE, VERBS
 from lamina.cli.app import lamina as group
 from tests.cli.conftest import Cli
 
@@ -100,11 +100,21 @@ def test_an_unknown_verb_is_told_with_the_one_that_is_meant(cli: Cli) -> None:
     assert message == "there is no verb 'imgaes'; did you mean 'images'? (see 'lamina --help')"
 
 
+def test_a_verb_of_docker_is_told_with_what_there_is(cli: Cli) -> None:
+    message = cli.fails("pull", "debian", status=2)
+    assert message.startswith("there is no verb 'pull': 'lamina import' takes")
+    assert not _ELSEWHERE.keys() & VERBS.keys()
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (["--bogus", "images"], "no such option '--bogus' (see 'lamina --help')"),
         (["images", "--bogus"], "images: no such option '--bogus' (see 'lamina images --help')"),
+        (
+            ["images", "--root", "/x"],
+            "images: --root goes before the verb: lamina --root ... images",
+        ),
         (["tag", "one"], "tag: missing argument 'NAME' (see 'lamina tag --help')"),
         (["rm"], "rm: say which containers, or --all (see 'lamina rm --help')"),
         (["--storage-opt", "x", "images"], "--storage-opt takes KEY=VALUE, not 'x'"),

@@ -54,6 +54,24 @@ VERBS = {
 }
 """In the order of the overview."""
 
+_ELSEWHERE = {
+    "build": "'lamina run' and 'lamina commit' make images",
+    "cp": "'lamina mount' shows a container's files, or 'lamina run -v' this machine's in it",
+    "exec": "'lamina start' runs a container's command, 'lamina mount' shows its files",
+    "help": "'lamina --help' and 'lamina VERB --help' print it",
+    "history": "'lamina inspect' shows it",
+    "kill": "a container runs in the foreground, until its command ends",
+    "list": "'lamina ps -a' lists containers, 'lamina images' images",
+    "load": "'lamina import' takes the tar of a root file system",
+    "logs": "a container runs in the foreground, and its output is not kept",
+    "ls": "'lamina ps -a' lists containers, 'lamina images' images",
+    "pull": "'lamina import' takes the tar of a root file system",
+    "save": "'lamina export' writes a container's file system",
+    "stop": "a container runs in the foreground, until its command ends",
+    "version": "'lamina --version' prints it",
+}
+"""Where those who come from Docker or Podman find what they look for."""
+
 _WIDTH = max(map(len, VERBS))
 
 _EXAMPLES = """\
@@ -89,6 +107,8 @@ class Verbs(click.Group):
 
             close = get_close_matches(args[0], VERBS, n=1)
             meant = f"; did you mean '{close[0]}'?" if close else ""
+            if args[0] in _ELSEWHERE:
+                meant = f": {_ELSEWHERE[args[0]]}"
             raise click.UsageError(f"there is no verb '{args[0]}'{meant}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -37,10 +37,19 @@ def message(error: BaseException) -> str:
     return f"internal error: {type(error).__name__}: {error} ('lamina --debug' shows where)"
 
 
+def _is_global(error: click.NoSuchOption) -> bool:
+    """Whether it is an option that stands before the verb."""
+    top = error.ctx.find_root().command if error.ctx else None
+    return any(error.option_name in param.opts for param in top.params) if top else False
+
+
 def _usage(error: click.UsageError) -> str:
     path = error.ctx.command_path if error.ctx else "lamina"
     verb = path.partition(" ")[2]
     text = error.format_message().rstrip(".")
+    if verb and isinstance(error, click.NoSuchOption) and _is_global(error):
+        option = error.option_name
+        return f"{verb}: {option} goes before the verb: lamina {option} ... {verb}"
     if not text[:2].isupper():
         text = text[:1].lower() + text[1:]
     return f"{verb}: {text} (see '{path} --help')" if verb else f"{text} (see '{path} --help')"
