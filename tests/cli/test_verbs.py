@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lamina.cli import process
+from lamina.errors import ContainerNotFound
+from lamina.store import Container
 from tests.cli.conftest import Cli
 
 pytestmark = pytest.mark.root
@@ -169,6 +172,30 @@ class TestRunning:
 
 
 class TestContainers:
+    @pytest.mark.parametrize("form", ["table", "json"])
+    def test_ps_leaves_out_what_goes_meanwhile(
+        self,
+        cli: Cli,
+        image: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        form: str,
+    ) -> None:
+        for name in ("stays", "goes"):
+            cli("create", "--name", name, image, "true")
+
+        def size(box: Container) -> int:
+            if box.name == "goes":
+                raise ContainerNotFound(box.id)
+            return 5
+
+        monkeypatch.setattr(Container, "size", size)
+        options = ["--root", str(cli.root), "--run-root", str(cli.run_root)]
+        assert process.run([*options, "ps", "-a", "-s", "--format", form]) == 0
+        shown = capsys.readouterr().out
+        assert "stays" in shown
+        assert "goes" not in shown
+
     def test_ps_after_a_kill(self, cli: Cli, image: str) -> None:
         script = "echo up; exec sleep 100"
         with subprocess.Popen(

@@ -4,7 +4,9 @@ import io
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_prune_takes_what_nobody_needs(store: Store, root_fs: bytes) -> None:
     assert (pruned.containers, len(pruned.images), pruned.size) == (["kept"], 1, 8)
     assert not list(store.layers)
     assert not list(store.driver.ids())
+
+
+@pytest.mark.parametrize("ask", [Store.usage, lambda store: store.prune(containers=True)])
+def test_a_container_that_goes_while_it_is_measured(
+    store: Store, root_fs: bytes, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Store], object]
+) -> None:
+    box = store.container(store.import_tar(io.BytesIO(root_fs), "one"), keep=True)
+    measure = store.driver.diff_size
+
+    def remove_and_measure(*args: Any) -> int:
+        box.remove()
+        return measure(*args)
+
+    monkeypatch.setattr(store.driver, "diff_size", remove_and_measure)
+    ask(store)
+    assert list(store.containers) == []
 
 
 def test_prune_deletes_layers_that_the_tables_do_not_know(store: Store, root_fs: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from lamina.errors import CommandNotFound, ContainerRunning, LaminaError
+from lamina.errors import CommandNotFound, ContainerRunning, LaminaError, LayerNotFound
 from lamina.oci.defaults import Defaults
 from lamina.store import branches
 from lamina.store.core import Core
@@ -285,7 +285,11 @@ class Container:
     def size(self) -> int:
         """Bytes of the files that it has of its own: those written or changed."""
         record = fetch(self._core, self.id)
-        return self._driver.diff_size(record.layer, record.floor)
+        try:
+            return self._driver.diff_size(record.layer, record.floor)
+        except LayerNotFound:
+            fetch(self._core, self.id)  # says so if it was removed meanwhile
+            raise
 
     def commit(
         self,

@@ -6,13 +6,16 @@ layer is made; only the writable layers of containers are measured when asked.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from lamina.errors import ContainerNotFound, LayerNotFound
 from lamina.store.containers import Containers
 from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.store.images import Images
 from lamina.store.layers import Layers
+from lamina.store.records import fetch, fetch_in
 from lamina.types import Digest, LayerId
 
 
@@ -89,7 +92,10 @@ SELECT id FROM above JOIN layers USING (id) WHERE kind = 'frozen'
 def usage(core: Core) -> Usage:
     """What the store takes."""
     images = image_usage(core)
-    containers = [container_usage(core, box.id) for box in Containers(core)]
+    containers = []
+    for box in Containers(core):
+        with suppress(ContainerNotFound):  # removed meanwhile
+            containers.append(container_usage(core, box.id))
     with core.db.read() as tx:
         layers = tx.value("SELECT coalesce(sum(size), 0) FROM layers WHERE kind = 'image'")
     dangling = sum(image.unique for image in images if not image.names and not image.containers)
@@ -117,19 +123,28 @@ def image_usage(core: Core) -> list[ImageUsage]:
 
 
 def container_usage(core: Core, id: str) -> ContainerUsage:
-    """What one container takes. Measures its writable layer."""
+    """What one container takes. Measures its writable layer.
+
+    Raises:
+        ContainerNotFound: there is no such container, or not any more.
+    """
     layers = Layers(core)
     with core.db.read() as tx:
-        row = tx.row("SELECT name, driver, layer, floor, image FROM containers WHERE id = ?", (id,))
-        assert row is not None
-        frozen = [r[0] for r in tx.rows(_ABOVE_FLOOR, (row["layer"], id, row["floor"]))]
-        parent = tx.value("SELECT parent FROM layers WHERE id = ?", (row["layer"],))
-        base = _stack_size(tx, row["floor"])
+        record = fetch_in(tx, id)
+        frozen = [r[0] for r in tx.rows(_ABOVE_FLOOR, (record.layer, id, record.floor))]
+        parent = tx.value("SELECT parent FROM layers WHERE id = ?", (record.layer,))
+        base = _stack_size(tx, record.floor)
+    try:
+        writable = core.driver_named(record.driver).diff_size(record.layer, parent)
+        snapshots = sum(layers.size(layers.get(layer)) for layer in frozen)
+    except LayerNotFound:
+        fetch(core, id)  # says so if it was removed meanwhile
+        raise
     return ContainerUsage(
         id=id,
-        name=row["name"],
-        writable=core.driver_named(row["driver"]).diff_size(row["layer"], parent),
-        snapshots=sum(layers.size(layers.get(layer)) for layer in frozen),
+        name=record.name,
+        writable=writable,
+        snapshots=snapshots,
         base=base,
     )
 

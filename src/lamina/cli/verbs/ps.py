@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from lamina.cli import output
 from lamina.cli.session import Session
 from lamina.cli.settings import pairs
+from lamina.errors import ContainerNotFound
 
 if TYPE_CHECKING:
     from lamina.store import Container
+
+_Thing = TypeVar("_Thing")
+_Answer = TypeVar("_Answer")
 
 _FILTERS = {"name", "status", "ancestor"}
 _ACTIVE = ("running", "mounted")
@@ -52,37 +58,44 @@ def command(
     all_ = all_ or "status" in wanted
     with session.store() as store:
         base = store.image(wanted["ancestor"]) if "ancestor" in wanted else None
-        found = [
-            (box, str(box.state))
+        named = (
+            box
             for box in store.containers
             if wanted.get("name", "") in box.name and (base is None or box.image == base)
-        ]
+        )
         found = [
             (box, state)
-            for box, state in found
+            for box, state in _answers(named, lambda box: (box, str(box.state)))
             if (all_ or state in _ACTIVE) and wanted.get("status", state) == state
         ]
         if form == "json":
-            output.print_json([_described(box, state, size) for box, state in found])
+            output.print_json(_answers(found, lambda one: _described(*one, size)))
         elif quiet:
             for box, _ in found:
                 output.write_line(output.short(box.id, whole=no_trunc))
         else:
             head = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"]
-            rows = [_row(box, state, no_trunc) for box, state in found]
             if size:
                 head.append("SIZE")
-                rows = [[*r, output.size(b.size())] for r, (b, _) in zip(rows, found, strict=True)]
-            output.print_table(head, rows)
+            output.print_table(head, _answers(found, lambda one: _row(*one, no_trunc, size)))
 
 
-def _row(box: Container, state: str, no_trunc: bool) -> list[str]:
+def _answers(things: Iterable[_Thing], ask: Callable[[_Thing], _Answer]) -> list[_Answer]:
+    """What is told about each container that nobody removes meanwhile."""
+    found = []
+    for thing in things:
+        with suppress(ContainerNotFound):
+            found.append(ask(thing))
+    return found
+
+
+def _row(box: Container, state: str, no_trunc: bool, size: bool) -> list[str]:
     command = shlex.join(box.command)
     if len(command) > 30 and not no_trunc:
         command = f"{command[:27]}..."
     if state == "exited" and box.exit_code is not None:
         state = f"exited ({box.exit_code})"
-    return [
+    row = [
         output.short(box.id, whole=no_trunc),
         _base(box, no_trunc),
         command,
@@ -90,6 +103,7 @@ def _row(box: Container, state: str, no_trunc: bool) -> list[str]:
         state,
         box.name,
     ]
+    return [*row, output.size(box.size())] if size else row
 
 
 def _base(box: Container, no_trunc: bool) -> str:
