@@ -22,6 +22,9 @@ LABEL = "io.lamina.run"
 """The label of a container in which its :class:`HowToRun` is kept, as JSON."""
 
 
+_NO_COMMAND = "no command given, and the image has none"
+
+
 class HowToRun(NamedTuple):
     """What run and create are told of a command, besides the command itself."""
 
@@ -81,9 +84,18 @@ _OPTIONS = [
 
 
 def create(
-    store: Store, *, image: str, command: tuple[str, ...], rm: bool = False, **given: Any
+    store: Store,
+    *,
+    image: str,
+    command: tuple[str, ...],
+    rm: bool = False,
+    runs: bool = False,
+    **given: Any,
 ) -> Container:
-    """Make the container that these options describe; ``rm`` for one that ends with us."""
+    """Make the container that these options describe.
+
+    ``rm`` for one that ends with us, ``runs`` for one that is of no use without a command.
+    """
     how = HowToRun(
         env=_environment(given["env"], given["env_file"]),
         cwd=given["workdir"],
@@ -94,6 +106,9 @@ def create(
         interactive=given["interactive"],
     )
     base = _base(store, image)
+    argv = _argv(base, command, given["entrypoint"])
+    if runs and not argv:
+        raise click.UsageError(_NO_COMMAND)
     return store.container(
         base,
         name=given["name"],
@@ -101,7 +116,7 @@ def create(
         volatile=rm,
         size=given["size"],
         labels=how.labels(),
-        command=_argv(base, command, given["entrypoint"]),
+        command=argv,
     )
 
 
@@ -119,7 +134,7 @@ def run_command(
     from lamina.sandbox.run import Bind
 
     if not container.command:
-        raise click.UsageError("no command given, and the image has none")
+        raise click.UsageError(_NO_COMMAND)
     how = HowToRun.of(container)
     result = container.run(
         container.command,

@@ -31,6 +31,6 @@ def command(session: Session, /, rm: bool, **given: Any) -> int:
     with (
         early_helper(interactive=given["interactive"]) as helper,
         session.store() as store,
-        create(store, rm=rm, **given) as container,
+        create(store, rm=rm, runs=True, **given) as container,
     ):
         return run_command(container, helper=helper)
