@@ -32,6 +32,11 @@ class Files:
             os.close(fd)
             raise
 
+    def open_directory(self, path: str) -> int:
+        """A descriptor of a directory, and no link to one, to resolve names below it. OSError."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return open_in_root(self.fd, os.fsencode(path), flags)
+
     def read(self, path: str) -> bytes:
         """All of a file; OSError (EFBIG) if that is more than Docker ever writes."""
         with self.open(path) as file:
@@ -59,9 +64,8 @@ class Files:
 
     def is_directory(self, path: str) -> bool:
         """Whether there is a directory, and no link to one."""
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            os.close(open_in_root(self.fd, os.fsencode(path), flags))
+            os.close(self.open_directory(path))
         except OSError:
             return False
         return True

@@ -3,6 +3,7 @@
     source.py    a Docker root, open for reading and kept from changing
     usage.py     is a dockerd at work on it?
     verifying.py does each layer give back the tar that it was made of?
+    verifier.py  the same in a process of its own, while layers are made
     plan.py      what there is to do, and whether there is room for it
     bringing.py  doing it
 

@@ -8,11 +8,9 @@ was finished is not done again.
 from __future__ import annotations
 
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,6 +23,7 @@ from lamina.progress import Progress, ProgressCallback
 from lamina.store.adopt import verifying
 from lamina.store.adopt.labels import labels
 from lamina.store.adopt.plan import Adoption, Way
+from lamina.store.adopt.verifier import Verifier
 from lamina.store.database import Transaction
 from lamina.store.images import Images
 from lamina.store.layers import Layer, Layers
@@ -62,6 +61,7 @@ class Bringing:
         self._layers = Layers(plan.core)
         self._images = Images(plan.core)
         self._result = Adopted(faults=list(plan.faults))
+        self._verifier = Verifier(plan.source.files)
         self._broken: dict[ChainId, str] = {}
         self._progress = progress
         self._total = plan.size if progress is not None else 0
@@ -72,16 +72,17 @@ class Bringing:
 
         Raises OSError when the disk is full, or the like; what is finished stays.
         """
-        for image in self._plan.images:
-            try:
-                self._bring_image(image)
-            except (LayerBroken, DigestMismatch) as error:
-                self._fault("image", image.names[0] if image.names else image.id, error)
-        for box in self._plan.containers:
-            try:
-                self._bring_container(box)
-            except (LayerBroken, DigestMismatch) as error:
-                self._fault("container", box.name, error)
+        with self._verifier:
+            for image in self._plan.images:
+                try:
+                    self._bring_image(image)
+                except (LayerBroken, DigestMismatch) as error:
+                    self._fault("image", image.names[0] if image.names else image.id, error)
+            for box in self._plan.containers:
+                try:
+                    self._bring_container(box)
+                except (LayerBroken, DigestMismatch) as error:
+                    self._fault("container", box.name, error)
         self._add(0, done=True)
         return self._result
 
@@ -127,7 +128,7 @@ class Bringing:
 
     def _unpack(self, record: LayerRecord, below: Layer | None, work: Work) -> Layer:
         """From the layer's tar: its directory has entries that AUFS hides and the tar does not."""
-        with open_chunks(verifying.tar(self._source, record)) as tar:
+        with open_chunks(verifying.tar(self._source.files, record)) as tar:
             layer = self._layers.register(tar, below, work=work, diff_id=record.diff_id)
         self._add(layer.size or 0)
         return layer
@@ -138,12 +139,13 @@ class Bringing:
         with (
             making(self._core, self._maker(record.cache_id, parent)) as made,
             self._core.leases.path() as split,
-            self._verified(record) as tar_size,
         ):
+            if self._plan.verify:
+                self._verifier.begin(record)
             size = self._fill(made.id, parent, record.cache_id, linking=self._plan.linking)
-            with self._source.open_split(record) as source, open(split, "xb") as target:
+            with self._source.files.open(record.split) as source, open(split, "xb") as target:
                 shutil.copyfileobj(source, target)
-            known_size = tar_size.result()
+            tar_size = self._verifier.finish() if self._plan.verify else None
             self._core.splits.keep(split, made.id)
             self._core.sync_content()
             layer = Layer(
@@ -154,25 +156,10 @@ class Bringing:
                 diff_id=record.diff_id,
                 chain_id=record.chain_id,
                 size=size,
-                tar_size=known_size,
+                tar_size=tar_size,
                 created=time.time(),
             )
             return self._layers.record(made, layer, work)
-
-    @contextmanager
-    def _verified(self, record: LayerRecord) -> Iterator[Future[int | None]]:
-        """Verify a layer meanwhile; the size of its tar. None where nothing is to be verified."""
-        if not self._plan.verify:
-            nothing: Future[int | None] = Future()
-            nothing.set_result(None)
-            yield nothing
-            return
-        stop = threading.Event()
-        with ThreadPoolExecutor(1, "lamina-verify") as pool:
-            try:
-                yield pool.submit(verifying.verify, self._source, record, stop)
-            finally:
-                stop.set()
 
     # -- containers -----------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from lamina.archive import whiteout
 from lamina.archive.survey import Survey, glance, survey
@@ -16,7 +16,7 @@ from lamina.errors import PermissionRequired, StoreError
 from lamina.kernel import mount
 from lamina.kernel._syscall import AT_RECURSIVE
 from lamina.kernel.path import open_in_root
-from lamina.oci.docker import Branches, Catalog, Fault, Files, LayerRecord, read_catalog
+from lamina.oci.docker import Branches, Catalog, Fault, Files, read_catalog
 from lamina.store.adopt import usage
 
 _PARTS = ("aufs", "aufs/diff", "aufs/layers", "image", "image/aufs")
@@ -98,15 +98,6 @@ class DockerSource:
             except OSError:  # deeper than a path can be
                 self._glances[branch] = self.survey(branch)
         return self._glances[branch]
-
-    def open_split(self, layer: LayerRecord) -> BinaryIO:
-        """The layer's tar-split record. OSError."""
-        return self.files.open(layer.split)
-
-    def open_branch(self, branch: str) -> int:
-        """A descriptor of a branch, for names that are to be resolved below it. OSError."""
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open_in_root(self._fd, os.fsencode(f"aufs/diff/{branch}"), flags)
 
 
 def _open_unchanging(path: Path) -> int:

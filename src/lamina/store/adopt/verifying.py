@@ -5,32 +5,33 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
 from collections.abc import Iterator
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina.archive.split import assemble
 from lamina.errors import DigestMismatch, LaminaError
 from lamina.kernel.path import open_in_root
-from lamina.oci.docker import Fault, LayerRecord
+from lamina.oci.docker import Fault, Files, LayerRecord
 from lamina.progress import Progress, ProgressCallback
-from lamina.store.adopt.source import DockerSource
+
+if TYPE_CHECKING:
+    from lamina.store.adopt.source import DockerSource
 
 
-def tar(source: DockerSource, layer: LayerRecord) -> Iterator[bytes]:
+def tar(files: Files, layer: LayerRecord) -> Iterator[bytes]:
     """The layer's tar, put together from its tar-split record and its files.
 
     Raises LayerBroken where either is not what it was, and OSError.
     """
-    with source.open_split(layer) as records, _Opener(source, layer.cache_id) as opener:
+    with files.open(layer.split) as records, _Opener(files, layer.cache_id) as opener:
         yield from assemble(records, opener.open, layer=layer.chain_id)
 
 
 class _Opener:
     """Opens files of a branch, which come directory by directory, as they do in a tar."""
 
-    def __init__(self, source: DockerSource, branch: str) -> None:
-        self._top = source.open_branch(branch)
+    def __init__(self, files: Files, branch: str) -> None:
+        self._top = files.open_directory(f"aufs/diff/{branch}")
         self._head: bytes | None = None
         self._directory = -1
 
@@ -66,15 +67,13 @@ class _Opener:
         self._head, self._directory = None, -1
 
 
-def verify(source: DockerSource, layer: LayerRecord, stop: threading.Event | None = None) -> int:
+def verify(files: Files, layer: LayerRecord) -> int:
     """Bytes of the layer's tar, which has the DiffID that it should.
 
-    Ends early, with 0, when ``stop`` is set. Raises DigestMismatch, and as :func:`tar`.
+    Raises DigestMismatch, and as :func:`tar`.
     """
     digest, size = hashlib.sha256(), 0
-    for data in tar(source, layer):
-        if stop is not None and stop.is_set():
-            return 0
+    for data in tar(files, layer):
         digest.update(data)
         size += len(data)
     actual = f"sha256:{digest.hexdigest()}"
@@ -91,16 +90,16 @@ def verify_all(source: DockerSource, progress: ProgressCallback | None = None) -
     for layer in layers:
         if progress is not None:
             progress(Progress(f"verifying {source.path}", done, total, "bytes"))
-        fault = _fault(source, layer)
+        fault = _fault(source.files, layer)
         if fault is not None:
             faults.append(fault)
         done += layer.size
     return faults
 
 
-def _fault(source: DockerSource, layer: LayerRecord) -> Fault | None:
+def _fault(files: Files, layer: LayerRecord) -> Fault | None:
     try:
-        verify(source, layer)
+        verify(files, layer)
     except LaminaError as error:
         return Fault("layer", layer.chain_id, str(error))
     except OSError as error:

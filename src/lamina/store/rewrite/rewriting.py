@@ -186,7 +186,7 @@ class Rewrite:
             if progress is not None:
                 progress(Progress("verifying layers", done, total, "bytes"))
             try:
-                verifying.verify(self._source, layer)
+                verifying.verify(self._source.files, layer)
             except (LayerBroken, DigestMismatch) as error:
                 self._leave_out(layer, str(error))
             done += layer.size
@@ -226,7 +226,7 @@ class Rewrite:
 
     def _unpack(self, layer: LayerRecord, target: str, lowers: list[str]) -> None:
         """From the layer's tar: its directory has entries that AUFS hides and the tar does not."""
-        with open_chunks(verifying.tar(self._source, layer)) as tar:
+        with open_chunks(verifying.tar(self._source.files, layer)) as tar:
             unpack(tar, target, fmt=whiteout.OVERLAY, lowers=[Path(lower) for lower in lowers])
 
     # -- image/overlay2 -------------------------------------------------------------------
