@@ -261,6 +261,24 @@ def test_a_name_that_can_not_be_one_loses_nothing(cli: Cli, place: Path) -> None
     assert cli.json("images")[0]["names"] == ["mine:latest"]
 
 
+def test_a_keep_that_fails_can_be_tried_again(cli: Cli, place: Path) -> None:
+    terminal = Terminal(cli, "try", "--", "sh", "-c", SCRIPT, cwd=place)
+    terminal.expect(r"discard\?.*: ")
+    (cli.root / "blobs").mkdir(exist_ok=True)
+    (cli.root / "blobs/sha256").write_text("in the way of the image's config")
+    terminal.type("keep")
+    terminal.expect("Name of the image: ")
+    terminal.type("mine")
+    terminal.expect(r"mine(.|\n)*lamina: (.|\n)*discard\?.*: ")
+    (cli.root / "blobs/sha256").unlink()
+    terminal.type("apply")
+    terminal.expect(r"put together for an image(.|\n)*discard\?.*: ")
+    terminal.type("keep")
+    assert terminal.end() == 3
+    assert state(place) == BEFORE
+    assert cli.json("images")[0]["names"] == ["mine:latest"]
+
+
 def test_enter_and_the_end_of_input_discard(cli: Cli, place: Path) -> None:
     terminal = Terminal(cli, "try", "--", "touch", "x", cwd=place)
     terminal.expect(r"discard\?.*: ")

@@ -14,7 +14,7 @@ from lamina.cli import output, rootless
 from lamina.cli.messages import message, say
 from lamina.cli.process import finishing
 from lamina.cli.session import Session
-from lamina.errors import ApplyConflict, InvalidName
+from lamina.errors import InvalidName, LaminaError
 
 if TYPE_CHECKING:
     from lamina.archive.changes import Change
@@ -78,6 +78,7 @@ class _Trial:
         self.decided = decided
         self.name = name
         self.as_json = as_json
+        self.gathered = False
         self.asks = decided is None and not as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def run(self, argv: tuple[str, ...], only: Path | None) -> int:
@@ -114,15 +115,14 @@ class _Trial:
             choice = self.decided or (self.asks and _ask()) or "discard"
             try:
                 if choice == "apply":
-                    with finishing("applying"):
-                        fork.apply()
+                    self.apply(fork)
                     outcome = "applied"
                 elif choice == "keep":
                     outcome, image = "kept", self.keep(fork)
-            except ApplyConflict as error:
+            except (LaminaError, OSError) as error:
                 if not self.asks:
                     raise
-                say(message(error))
+                say(message(error))  # and ask again: the changes are at stake
                 continue
             break
         if self.as_json:
@@ -137,8 +137,15 @@ class _Trial:
         elif changes:
             self.session.remark(f"kept as {self.name}" if image else outcome)
 
+    def apply(self, fork: Fork) -> None:
+        """Do the changes to this machine."""
+        if self.gathered:
+            raise LaminaError("the changes were put together for an image: keep or discard them")
+        with finishing("applying"):
+            fork.apply()
+
     def keep(self, fork: Fork) -> str:
-        """Make an image of the changes, one layer; its id."""
+        """Make an image of the changes, one layer; its id. Can be tried again."""
         from lamina.archive.pack import pack
         from lamina.archive.stream import open_chunks
 
@@ -146,7 +153,9 @@ class _Trial:
             self.name = click.prompt("Name of the image", value_proc=_image_name, err=True)
         with self.session.store(progress=True) as store:
             layer = fork.workdir / "kept"
-            fork.gather(layer)
+            if not self.gathered:
+                fork.gather(layer)
+                self.gathered = True
             with closing(open_chunks(pack([layer], fmt=fork.format))) as tar:
                 return store.import_tar(tar, self.name).id
 
