@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,12 +58,13 @@ def need() -> None:
 
 
 @contextmanager
-def dockerd(root: Path, ground: Path) -> Iterator[Docker]:
-    """A dockerd on ``root`` with overlay2; everything else of it is below ``ground``."""
+def dockerd(root: Path) -> Iterator[Docker]:
+    """A dockerd on ``root`` with overlay2; everything else of it goes at the end."""
     need()
-    run = ground / "d"
-    run.mkdir()
     with ExitStack() as stack:
+        # A socket's path has 107 bytes at most, unlike one below TMPDIR.
+        short = tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run")
+        run = Path(stack.enter_context(short))
         containerd = run / "c.sock"
         config = run / "config.toml"
         config.write_text(

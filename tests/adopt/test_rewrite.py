@@ -63,7 +63,7 @@ def test_a_dockerd_goes_on_with_the_same_images_and_containers(
 ) -> None:
     daemons.need()
     rewrite(docker_root)
-    with daemons.dockerd(docker_root, tmp_path) as docker:
+    with daemons.dockerd(docker_root) as docker:
         assert docker.lines("images", "--format", "{{.Repository}}:{{.Tag}}") == sorted(
             expected["images"]
         )
@@ -116,7 +116,7 @@ def test_what_docker_writes_does_not_reach_the_old_tree(docker_root: Path, tmp_p
     daemons.need()
     before = trees.tree(docker_root / "aufs")
     rewrite(docker_root)
-    with daemons.dockerd(docker_root, tmp_path) as docker:
+    with daemons.dockerd(docker_root) as docker:
         docker("start", "c-stopped")
         docker("exec", "c-stopped", "sh", "-c", "echo x > /data/hl/p1; chmod 700 /bin/busybox")
         docker("kill", "c-stopped")
@@ -155,7 +155,7 @@ def test_the_source_is_deleted_by_request_and_only_then(docker_root: Path, tmp_p
     assert not (docker_root / "aufs").exists()
     assert not (docker_root / "image/aufs").exists()
     assert busybox.stat().st_nlink == 1
-    with daemons.dockerd(docker_root, tmp_path) as docker:
+    with daemons.dockerd(docker_root) as docker:
         assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
 
 
@@ -242,7 +242,7 @@ def test_what_is_damaged_is_left_out_and_named(docker_root: Path, tmp_path: Path
     assert (result.layers, result.images, result.containers) == (1, 1, 1)
     assert (docker_root / "overlay2" / BASE).is_dir()
     assert not (docker_root / "overlay2" / SECOND).exists()
-    with daemons.dockerd(docker_root, tmp_path) as docker:
+    with daemons.dockerd(docker_root) as docker:
         assert docker.lines("ps", "-a", "--format", "{{.Names}}") == ["c-created"]
         assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
 
@@ -264,7 +264,7 @@ def test_a_layer_with_a_whiteout_beside_a_live_file_still_gives_back_its_tar(
 
     name = add_layer_with_whiteout_beside(docker_root, f"sha256:{BASE_CHAIN}", BASE)
     rewrite(docker_root)
-    with daemons.dockerd(docker_root, tmp_path) as docker:
+    with daemons.dockerd(docker_root) as docker:
         docker("save", "-o", tmp_path / "saved.tar", name)
         shown = docker("run", "--rm", "--network", "none", name, "cat", "/etc/both")
     assert shown == "live\n"
