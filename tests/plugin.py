@@ -32,6 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds a test may take (needs pytest-timeout)")
+        parser.addini("timeout_func_only", "without its fixtures (needs pytest-timeout)")
     group = parser.getgroup("lamina")
     group.addoption("--slow", action="store_true", help="run tests marked slow too")
     group.addoption(
