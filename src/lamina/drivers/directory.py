@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,9 +109,9 @@ class DirectoryDriver(Driver):
             with self.references.transition(chain.parent):
                 self.layout.commit(staged, id, chain)
 
+    @abstractmethod
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
         """Make what a layer's directory holds."""
-        raise NotImplementedError
 
     def remove(self, id: LayerId) -> None:
         """See :meth:`Driver.remove`."""
@@ -185,9 +186,9 @@ class DirectoryDriver(Driver):
         """Where the mount points are: directories called after their layers, or in such."""
         return self.home / "layers"
 
+    @abstractmethod
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         """Mount the layer unless it is; within a transition. Where its tree is."""
-        raise NotImplementedError
 
     def _mountpoint(self, id: LayerId) -> str:
         return self.layout.path(id, "merged")
@@ -296,12 +297,13 @@ class DirectoryDriver(Driver):
         if self.layout.has_children(id):
             raise LayerInUse(id, "it has child layers")
 
+    @abstractmethod
     def _fill(
         self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
     ) -> Unpacked:
         """Unpack a tar below ``staged``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _copy(
         self,
         staged: str,
@@ -310,11 +312,10 @@ class DirectoryDriver(Driver):
         progress: Callable[[int], None] | None,
     ) -> int:
         """Make below ``staged`` what a foreign layer says; bytes of its files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _settle(self, staged: str, id: LayerId) -> None:
         """Make what was unpacked below ``staged`` the layer's content; within a transition."""
-        raise NotImplementedError
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`."""
