@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.drivers.base import check_id
+from lamina.kernel.lock import unlock
 from lamina.types import LayerId
 
 
@@ -47,7 +48,7 @@ class References:
             try:
                 yield
             finally:
-                _unlock(fd)
+                unlock(fd)
 
     def acquire(self, id: LayerId) -> int:
         """Take one reference; returns how many this process has now. Within a transition."""
@@ -65,14 +66,14 @@ class References:
             return False
         if count:
             del self._held[id]
-            _unlock(fd)
+            unlock(fd)
         return not self.taken(id)
 
     def drop(self, id: LayerId) -> None:
         """Give back all references that this process has. Within a transition."""
         fd, _ = self._held.pop(id, (-1, 0))
         if fd >= 0:
-            _unlock(fd)
+            unlock(fd)
 
     def mine(self, id: LayerId) -> bool:
         """Whether this process refers to the mount."""
@@ -171,10 +172,3 @@ class References:
         with open(new, "wb") as file:
             file.write(b"%d" % count)
         os.rename(new, self._path(id, "pin"))
-
-
-def _unlock(fd: int) -> None:
-    """Unlock and close. A child that another thread forks has a copy of the fd until it execs,
-    so that closing ours alone would leave the file locked."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)

@@ -10,7 +10,6 @@ Whoever opens the place next deletes the directories whose lock is free.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import threading
@@ -18,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lamina.kernel.lock import try_lock, unlock
 from lamina.kernel.remove import remove_tree
 from lamina.log import Log
 
@@ -53,7 +53,7 @@ class Staging:
         owners = {name.removesuffix(".lock") for name in os.listdir(self._path)}
         for owner in owners:
             path = f"{self._path}/{owner}"
-            lock = _try_lock(f"{path}.lock")
+            lock = try_lock(f"{path}.lock")
             if lock is None:
                 continue
             try:
@@ -61,7 +61,7 @@ class Staging:
             except OSError as error:
                 log.warning("can't delete what a dead process left: %s", error)
             finally:
-                os.close(lock)
+                unlock(lock)
 
     def close(self) -> None:
         """Give up this process's directory. The object can be used again."""
@@ -81,7 +81,7 @@ class Staging:
         """Make and lock a directory that is this process's alone."""
         while True:
             path = f"{self._path}/{os.getpid()}-{next(_serial)}"
-            lock = _try_lock(f"{path}.lock")
+            lock = try_lock(f"{path}.lock")
             if lock is None:
                 continue  # of a process of another pid namespace
             try:
@@ -93,22 +93,6 @@ class Staging:
                 os.close(lock)
                 raise
             return path, lock
-
-
-def _try_lock(path: str) -> int | None:
-    """An fd that holds the lock file ``path``, made if need be; None when another has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink:
-            return fd
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
 
 
 def _delete(path: str) -> None:

@@ -12,7 +12,6 @@ token (:mod:`lamina.store.sweep`). Two do not sweep the same: the sweeper holds 
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import threading
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lamina.kernel.lock import try_lock, unlock
 from lamina.kernel.remove import remove_tree
 from lamina.log import Log
 
@@ -66,14 +66,14 @@ class Leases:
         locks: dict[str, int] = {}
         try:
             for token in self._on_disk().union(mentioned):
-                if token != self._own and (lock := _try_lock(self._lock_path(token))) is not None:
+                if token != self._own and (lock := try_lock(self._lock_path(token))) is not None:
                     locks[token] = lock
             yield list(locks)
             for token in locks:
                 _delete(self._path, token)
         finally:
             for lock in locks.values():
-                _unlock(lock)
+                unlock(lock)
 
     def close(self) -> None:
         """End our lease. A new one is taken when needed."""
@@ -85,7 +85,7 @@ class Leases:
     def _take(self) -> tuple[str, int]:
         while True:
             token = os.urandom(8).hex()
-            lock = _try_lock(self._lock_path(token))
+            lock = try_lock(self._lock_path(token))
             if lock is not None:
                 break
         try:
@@ -102,22 +102,6 @@ class Leases:
         return f"{self._path}/{token}.lock"
 
 
-def _try_lock(path: str) -> int | None:
-    """An fd that holds the lock file ``path``, made if need be; None when another has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink:
-            return fd
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
 def _delete(path: Path, token: str) -> None:
     remove_tree(path / token)
     (path / f"{token}.lock").unlink(missing_ok=True)
@@ -132,12 +116,6 @@ def _end(path: Path, token: str, lock: int, pid: int) -> None:
         log.warning("can't delete %s: %s", path / token, error)
     finally:
         if pid == os.getpid():
-            _unlock(lock)
+            unlock(lock)
         else:
             os.close(lock)
-
-
-def _unlock(lock: int) -> None:
-    """Explicitly: a child that another thread forked has the file open until it execs."""
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)
