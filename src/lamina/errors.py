@@ -87,6 +87,10 @@ class InvalidArchive(LaminaError, ValueError):
         self.why = why
 
 
+class InvalidImage(LaminaError, ValueError):
+    """A manifest, index, configuration, layout or image archive that is not what it should be."""
+
+
 class DigestMismatch(LaminaError):
     """Bytes that do not have the digest they were said to have."""
 
@@ -154,8 +158,40 @@ class ApplyConflict(LaminaError):
         self.paths = paths
 
 
+class BlobNotFound(LaminaError, LookupError):
+    """A layout, archive or registry that does not have a blob which something in it names."""
+
+    def __init__(self, digest: str, where: str) -> None:
+        super().__init__(f"blob {printable(digest)} is missing ({where})")
+        self.digest = digest
+        self.where = where
+
+
+class PlatformNotFound(LaminaError, LookupError):
+    """An index that has no image for the platform asked for; the message says which it has."""
+
+    def __init__(self, wanted: str, available: list[str]) -> None:
+        has = ", ".join(available) or "none"
+        super().__init__(f"no image for platform {printable(wanted)} (there are: {has})")
+        self.wanted = wanted
+        self.available = available
+
+
 class RegistryError(LaminaError):
-    """A registry refused, or said what it should not."""
+    """A registry refused, can't be reached, or said what it should not.
+
+    ``status`` is the HTTP status, None where there was no answer; ``code`` is the first error code
+    of the answer (distribution-spec, "Error Codes"), if it had one.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Unauthorized(RegistryError):
+    """The registry wants a login, or refused the one it got ('lamina login' makes one)."""
 
 
 class StoreError(LaminaError):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lamina.errors import StoreError
+from lamina.errors import InvalidImage
 from lamina.oci import History, ImageConfig
 
 DOCUMENT = {
@@ -38,7 +38,7 @@ def test_a_copy_shares_nothing() -> None:
     [b"", b"[]", b"{", b'{"rootfs": 1}', b'{"history": [1]}', b'{"config": {"Env": "A"}}', b"\xff"],
 )
 def test_what_is_no_configuration_is_said_to_be_none(data: bytes) -> None:
-    with pytest.raises(StoreError, match="not an image configuration"):
+    with pytest.raises(InvalidImage, match="not an image configuration"):
         ImageConfig.decode(data)
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from lamina.errors import InvalidName
+from lamina.errors import InvalidImage, InvalidName
 from lamina.types import ChainId, DiffId, Digest
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_REGISTERED = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 
 
 def sha256(data: bytes) -> Digest:
@@ -23,6 +28,29 @@ def hex_of(digest: str) -> str:
     if not _SHA256.fullmatch(digest):
         raise InvalidName(f"not a sha256 digest: {digest[:100]!r}")
     return digest[7:]
+
+
+def check_digest(text: str) -> Digest:
+    """``text`` as a digest, if it is one of a registered algorithm (sha256, sha512).
+
+    Raises :class:`InvalidImage`; so what comes back is also safe as part of a path or an address.
+    """
+    if not _REGISTERED.fullmatch(text):
+        raise InvalidImage(f"not a sha256 or sha512 digest: {text[:150]!r}")
+    return Digest(text)
+
+
+def parts(digest: Digest) -> tuple[str, str]:
+    """Algorithm and hex digits of a digest, checked as by :func:`check_digest`."""
+    algorithm, _, digits = check_digest(digest).partition(":")
+    return algorithm, digits
+
+
+def hasher(digest: Digest) -> Hash:
+    """A new hash of the digest's algorithm; :class:`InvalidImage` for one not registered."""
+    import hashlib
+
+    return hashlib.new(parts(digest)[0])
 
 
 def chain_ids(diff_ids: Iterable[DiffId]) -> list[ChainId]:
