@@ -43,6 +43,10 @@ class Factory:
         self.made.append(driver)
         return driver
 
+    def beside(self) -> Factory:
+        """A factory of the same driver over another home."""
+        return Factory(self.name, self.home.with_name("beside"), self.run / "beside", self.made)
+
     def close(self) -> None:
         """Unmount everything."""
         for driver in self.made:

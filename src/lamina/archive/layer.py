@@ -13,6 +13,7 @@ from lamina.archive.lookup import Lookup
 from lamina.archive.metadata import Metadata
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
 from lamina.archive.stack import walk
+from lamina.archive.tar import Entry
 from lamina.archive.whiteout import HIDDEN, Format
 from lamina.errors import InvalidArchive, printable
 from lamina.kernel import xattr
@@ -24,11 +25,17 @@ archives are hard links to what is in it."""
 
 Superseded = Callable[[bytes, int], None]
 
+Lowers = Sequence[Path] | Callable[[], Sequence[Path]]
+"""Directories of the layers below, topmost first; or what waits until they are complete."""
+
 _LINK_SOURCE = b"="
 
 
 class Layer:
     """The layer directory ``root_fd``, empty at first, over ``lowers`` (None: not known).
+
+    Lower layers that are still in the making are asked for as late as can be: for what the top
+    is like and which whiteouts hide something only at the end.
 
     ``on_superseded(path, fd)`` is told of each regular file with content before it is removed
     again; ``fd`` is open for reading, during the call. ``path`` is the file's in the layer.
@@ -38,7 +45,7 @@ class Layer:
         self,
         root_fd: int,
         fmt: Format,
-        lowers: Sequence[Path] | None,
+        lowers: Lowers | None,
         metadata: Metadata,
         on_superseded: Superseded | None,
     ) -> None:
@@ -50,22 +57,36 @@ class Layer:
         """Bytes of the regular files, a hard-linked one once."""
         self.superseded = 0
         """How many regular files with content were removed again."""
-        self._lowers = Lookup(lowers or (), fmt)
-        self._lowers_known = lowers is not None
+        self._below = lowers
+        self._lookup: Lookup | None = None
         self._on_superseded = on_superseded
         self._root_opaque = False
+        self._root_described = False
         self._whiteouts = False
+        self._unproven: list[tuple[bytes, bytes]] = []  # whiteouts that may hide nothing
         self.beside = False
         """Whether there may be whiteouts that lie beside the name they hide."""
         self._copied: dict[bytes, bytes] = {}  # files of lower layers that links needed
         try:
             _remove_default_acl(root_fd)
-            self._like_below(self.tree.root, b"")
         except BaseException:
             self.discard()
             raise
 
+    @property
+    def _lowers(self) -> Lookup:
+        """The layers below; waits for those that are not complete."""
+        if self._lookup is None:
+            below = self._below() if callable(self._below) else self._below
+            self._lookup = Lookup(below or (), self.fmt)
+        return self._lookup
+
     # -- directories
+
+    def describe_root(self, entry: Entry) -> None:
+        """Give the top directory what its entry says, whatever the one below is like."""
+        self._root_described = True
+        self.metadata.directory(self.tree.root, b"", entry)
 
     def parent(self, head: bytes) -> Directory:
         """The directory called ``head`` in the archive, made if it is missing.
@@ -186,7 +207,7 @@ class Layer:
         place = self._place(parent)
         if status is not None:
             self._make_opaque(place + b"/" + name if place else name)
-        elif self._hides_something(place, name):
+        elif self._may_hide(place, name):
             self.fmt.write_whiteout(self.tree.at(place).fd, name)
             self._whiteouts = True
             self.beside = not self.fmt.marks_name
@@ -207,15 +228,31 @@ class Layer:
                 head, _ = split(place + b"/" + path)
                 self.fmt.remove_whiteout(self.tree.at(head).fd, name)
 
-    def _hides_something(self, place: bytes, name: bytes) -> bool:
-        """Whether a whiteout in the directory called ``place`` would have an effect."""
+    def _may_hide(self, place: bytes, name: bytes) -> bool:
+        """Whether a whiteout in the directory called ``place`` may have an effect."""
         parts = place.split(b"/") if place else []
         for count in range(1, len(parts) + 1):
             if self.fmt.is_opaque(self.tree.at(b"/".join(parts[:count])).fd):
                 return False
-        if not self._lowers_known:
+        if self._below is None:
             return True
-        return self._lowers.find_path(b"/".join([*parts, name])) is not None
+        if self._lookup is None and callable(self._below):
+            self._unproven.append((place, name))
+            return True
+        return self._hides_something(place, name)
+
+    def _hides_something(self, place: bytes, name: bytes) -> bool:
+        return self._lowers.find_path(place + b"/" + name if place else name) is not None
+
+    def _remove_idle_whiteouts(self) -> None:
+        """Remove those written before the lower layers were there that hide nothing of them."""
+        for place, name in self._unproven:
+            try:
+                parent = self.tree.at(place)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not self._hides_something(place, name):
+                self._unhide(parent, name)
 
     def _place(self, directory: Directory) -> bytes:
         """The clean path of a directory, without the links that its name may go through."""
@@ -283,6 +320,9 @@ class Layer:
 
     def finish(self) -> None:
         """Do what had to wait for the last entry. The layer is complete then."""
+        if not self._root_described:
+            self._like_below(self.tree.root, b"")
+        self._remove_idle_whiteouts()
         if self._root_opaque:
             self._hide_all_below()
         else:
@@ -294,7 +334,8 @@ class Layer:
 
     def discard(self) -> None:
         """Close all that is open; what was made is left as it is."""
-        self._lowers.close()
+        if self._lookup is not None:
+            self._lookup.close()
         self.aside.discard()
         self.tree.discard()
 

@@ -28,13 +28,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lamina.archive import owners, zeros
-from lamina.archive.layer import AUFS_LINKS, Layer, Superseded
+from lamina.archive.layer import AUFS_LINKS, Layer, Lowers, Superseded
 from lamina.archive.metadata import Metadata
 from lamina.archive.nodes import CREATE
 from lamina.archive.owners import Owners, Warn
@@ -99,14 +99,15 @@ def unpack(
     *,
     fmt: Format,
     idmap: IdMap = _IDENTITY,
-    lowers: Sequence[Path] | None = None,
+    lowers: Lowers | None = None,
     options: UnpackOptions = _DEFAULTS,
 ) -> Unpacked:
     """Unpack a layer's tar into ``root``, an empty directory (a path, or a descriptor).
 
     Whiteouts are written in ``fmt``. ``lowers``, topmost first, are the directories of the layers
-    below, in the same format; None: not known, so that every whiteout is written. Owners go
-    through ``idmap``. Reads the stream to its end.
+    below, in the same format, or a function that gives them once they are complete; None: not
+    known, so that every whiteout is written. Owners go through ``idmap``. Reads the stream to its
+    end.
 
     Raises:
         InvalidArchive: the archive is damaged, or has an entry that can't be; names it.
@@ -227,7 +228,7 @@ class _Unpacker:
     def _root(self, entry: Entry) -> None:
         if entry.type is not Type.DIRECTORY:
             raise InvalidArchive("no name, or that of the top, for what is no directory")
-        self._metadata.directory(self._layer.tree.root, b"", entry)
+        self._layer.describe_root(entry)
 
     def _symlink(self, entry: Entry, parent: Directory, base: bytes) -> None:
         target = entry.linkname

@@ -71,6 +71,7 @@ from lamina.types import LayerId
 # methods that use them, for they would double the time that a command takes to start.
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from lamina.archive.changes import Change
     from lamina.archive.tar import Observer
@@ -124,6 +125,14 @@ class FileGetter(Protocol):
 
     def close(self) -> None:
         """Give up what the getter holds."""
+
+
+class Staged(Protocol):
+    """A layer that was unpacked and is not yet one of the home. See :meth:`Driver.stage`."""
+
+    @property
+    def unpacked(self) -> Unpacked:
+        """What came of its tar."""
 
 
 class Driver(ABC):
@@ -332,6 +341,35 @@ class Driver(ABC):
             LayerInUse: it is mounted or has children.
             InvalidArchive: the tar is damaged or hostile; the layer is as it was.
             OSError: ENOSPC and the like; the layer is as it was.
+        """
+
+    @abstractmethod
+    def stage(
+        self,
+        stream: BinaryIO,
+        below: Callable[[], Staged | LayerId | None],
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions | None = None,
+    ) -> AbstractContextManager[Staged]:
+        """Unpack an uncompressed OCI layer tar into a place of its own, to be placed later.
+
+        So the layers of an image can be unpacked side by side. ``below`` gives what the layer is
+        to stand on, a layer or what was staged itself; it is called as late as can be, perhaps
+        never, and may wait until that is complete. What is not placed is deleted after the block.
+
+        Raises as :meth:`apply`, and what ``below`` raises.
+        """
+
+    @abstractmethod
+    def place(self, id: LayerId, parent: LayerId | None, staged: Staged) -> None:
+        """Make what was staged the content of an empty layer on ``parent``, as :meth:`apply` would.
+
+        ``parent`` is the direct one, and has the content that ``below`` told of. Nothing that
+        stands on what was staged may still be on its way through :meth:`stage`.
+
+        Raises:
+            LayerNotFound, LayerInUse, OSError: as :meth:`apply`.
         """
 
     def apply_diff(self, id: LayerId, parent: LayerId | None, stream: BinaryIO) -> int:

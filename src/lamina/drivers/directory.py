@@ -9,6 +9,8 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +18,7 @@ from lamina.drivers.base import (
     NO_OPTIONS,
     Driver,
     FileGetter,
+    Staged,
     check_id,
     check_options,
 )
@@ -41,7 +44,7 @@ class DirectoryDriver(Driver):
     """Life, mounts and references; how a tree is filled and compared is the driver's own.
 
     A subclass says what a new layer holds (``_furnish``), how it is mounted (``_mount``) and
-    how a tar is unpacked (``_fill``).
+    how a tar is unpacked (``_unpack``).
     """
 
     known_options: frozenset[str] = frozenset()
@@ -254,15 +257,62 @@ class DirectoryDriver(Driver):
         reader = TarReader(stream, observer=observer)
         options = options or UnpackOptions()
         chain = self.layout.chain(id)
-        with self.layout.staging.directory() as staged:
-            if parent != chain.parent:
+        if parent != chain.parent:
+            with self.layout.staging.directory() as directory:
                 with self.references.transition(id):
                     self._check_idle(id)
-                return naive.apply(self, id, reader, options, staged)
-            with self._there(id):
-                unpacked = self._fill(staged, id, reader, options)
-            self._let_appear(staged, id, chain)
-        return unpacked
+                return naive.apply(self, id, reader, options, directory)
+        with self._there(id):
+            lowers = self._lowers_to_fill(id, chain)
+            with self._stage(reader, lambda: lowers, options) as staged:
+                self._place(staged, id, chain)
+                return staged.unpacked
+
+    @contextmanager
+    def stage(
+        self,
+        stream: BinaryIO,
+        below: Callable[[], Staged | LayerId | None],
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions | None = None,
+    ) -> Iterator[StagedDirectory]:
+        """See :meth:`Driver.stage`."""
+        from lamina.archive.tar import TarReader
+        from lamina.archive.unpack import UnpackOptions
+
+        reader = TarReader(stream, observer=observer)
+        lowers = cache(lambda: self._lowers_on(below()))
+        with self._stage(reader, lowers, options or UnpackOptions()) as staged:
+            yield staged
+
+    @contextmanager
+    def _stage(
+        self, reader: TarReader, lowers: Callable[[], list[Path]], options: UnpackOptions
+    ) -> Iterator[StagedDirectory]:
+        with self.layout.staging.directory() as directory:
+            unpacked = self._unpack(directory, reader, lowers, options)
+            yield StagedDirectory(directory, unpacked, lowers)
+
+    def place(self, id: LayerId, parent: LayerId | None, staged: Staged) -> None:
+        """See :meth:`Driver.place`."""
+        assert isinstance(staged, StagedDirectory)
+        chain = self.layout.chain(id)
+        if parent != chain.parent:
+            raise LayerNotFound(id)  # it stands on another one
+        with self._there(id):
+            self._place(staged, id, chain)
+
+    def _place(self, staged: StagedDirectory, id: LayerId, chain: Chain) -> None:
+        self._complete(staged.directory, id)
+        self._let_appear(staged.directory, id, chain)
+
+    def _lowers_on(self, below: Staged | LayerId | None) -> list[Path]:
+        """The directories of what a staged layer stands on, nearest first."""
+        if isinstance(below, StagedDirectory):
+            return [Path(below.directory, self.staged_part), *below.lowers()]
+        assert below is None or isinstance(below, str)
+        return [Path(path) for path in self._directories(self.layout.chain_of_child(below))]
 
     def copy_in(
         self,
@@ -297,11 +347,29 @@ class DirectoryDriver(Driver):
         if self.layout.has_children(id):
             raise LayerInUse(id, "it has child layers")
 
+    staged_part = "diff"
+    """Where below a staged directory a layer's own files are, as layers above it read them."""
+
     @abstractmethod
-    def _fill(
-        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    def _directories(self, chain: Chain) -> list[str]:
+        """The directories that show a chain's tree, nearest first."""
+
+    def _lowers_to_fill(self, id: LayerId, chain: Chain) -> list[Path]:
+        """What lies below what is unpacked into the layer ``id``."""
+        return [Path(path) for path in self._directories(chain)]
+
+    @abstractmethod
+    def _unpack(
+        self,
+        staged: str,
+        reader: TarReader,
+        lowers: Callable[[], list[Path]],
+        options: UnpackOptions,
     ) -> Unpacked:
-        """Unpack a tar below ``staged``."""
+        """Unpack a tar to :attr:`staged_part` below ``staged``; ``lowers`` may wait."""
+
+    def _complete(self, staged: str, id: LayerId) -> None:
+        """Make what was unpacked what :meth:`_settle` wants; no lock is held. Often nothing."""
 
     @abstractmethod
     def _copy(
@@ -321,6 +389,16 @@ class DirectoryDriver(Driver):
         """See :meth:`Driver.diff_getter`."""
         release = self._hold(id)
         return DirectoryGetter(self.layout.path(id, "diff"), release)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedDirectory:
+    """A layer unpacked in the staging place; see :class:`lamina.drivers.base.Staged`."""
+
+    directory: str
+    unpacked: Unpacked
+    lowers: Callable[[], list[Path]]
+    """The directories of what it was unpacked for, nearest first; waits for them."""
 
 
 class DirectoryGetter:

@@ -46,19 +46,22 @@ class StackingDriver(DirectoryDriver):
         base = [] if chain.base is None else [str(chain.base)]
         return [self.layout.path(id, "diff") for id in chain.layers] + base
 
-    def _fill(
-        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    def _unpack(
+        self,
+        staged: str,
+        reader: TarReader,
+        lowers: Callable[[], list[Path]],
+        options: UnpackOptions,
     ) -> Unpacked:
         from lamina.archive.unpack import unpack
 
-        chain = self.layout.chain(id)
-        self._make_top(f"{staged}/diff", chain)
+        self._make_top(f"{staged}/diff", Chain())  # like the one below when it is complete
         return unpack(
             reader,
             f"{staged}/diff",
             fmt=self._format(),
             idmap=self.idmap,
-            lowers=[Path(lower) for lower in self._directories(chain)],
+            lowers=lowers,
             options=options,
         )
 

@@ -73,27 +73,39 @@ class VfsDriver(DirectoryDriver):
         self.layout.chain(id)
         return {"Dir": self.layout.path(id, "diff")}
 
-    def _fill(
-        self, staged: str, id: LayerId, reader: TarReader, options: UnpackOptions
+    staged_part = "layer"
+
+    def _directories(self, chain: Chain) -> list[str]:
+        below = self._below(chain)
+        return [] if below is None else [below]
+
+    def _lowers_to_fill(self, id: LayerId, chain: Chain) -> list[Path]:
+        return [Path(self.layout.path(id, "diff"))]
+
+    def _unpack(
+        self,
+        staged: str,
+        reader: TarReader,
+        lowers: Callable[[], list[Path]],
+        options: UnpackOptions,
     ) -> Unpacked:
+        from lamina.archive import whiteout
+        from lamina.archive.unpack import unpack
+
+        layer = f"{staged}/layer"
+        os.mkdir(layer, 0o755)
+        return unpack(
+            reader, layer, fmt=whiteout.AUFS, idmap=self.idmap, lowers=lowers, options=options
+        )
+
+    def _complete(self, staged: str, id: LayerId) -> None:
         from lamina.archive import whiteout
         from lamina.archive.copytree import copy_tree
         from lamina.archive.fold import fold
-        from lamina.archive.unpack import unpack
 
-        layer, tree, old = f"{staged}/layer", f"{staged}/diff", self.layout.path(id, "diff")
-        os.mkdir(layer, 0o755)
-        unpacked = unpack(
-            reader,
-            layer,
-            fmt=whiteout.AUFS,
-            idmap=self.idmap,
-            lowers=[Path(old)],
-            options=options,
-        )
-        copy_tree(old, tree)
-        fold([layer], whiteout.AUFS, tree, move=True)
-        return unpacked
+        tree = f"{staged}/diff"
+        copy_tree(self.layout.path(id, "diff"), tree)
+        fold([f"{staged}/layer"], whiteout.AUFS, tree, move=True)
 
     def _copy(
         self,
