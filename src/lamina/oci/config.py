@@ -14,17 +14,6 @@ import msgspec
 from lamina.oci.document import Document
 from lamina.types import DiffId
 
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "i686": "386",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "riscv64": "riscv64",
-    "loongarch64": "loong64",
-}
-
 
 class RunConfig(Document, rename="pascal"):
     """How a container of the image is run: the ``config`` member. All are defaults."""
@@ -73,10 +62,15 @@ class ImageConfig(Document):
 
     @classmethod
     def for_this_machine(cls) -> Self:
-        """A configuration without layers for the architecture this runs on, made now."""
-        machine = os.uname().machine
+        """A configuration without layers for the platform this runs on, made now."""
+        from lamina.oci.platform import this_machine
+
+        here = this_machine()
         return cls(
-            created=timestamp(), architecture=_ARCHITECTURES.get(machine, machine), os="linux"
+            created=timestamp(),
+            architecture=here.architecture,
+            os=here.os,
+            variant=here.variant or None,
         )
 
 
