@@ -1,13 +1,17 @@
-"""``ROOT/blobs/sha256/HEX``: small documents, named by what they contain."""
+"""``ROOT/blobs/ALGORITHM/HEX``: image configurations, and the blobs of layers that are kept.
+
+Each is named by what it contains.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lamina.errors import DigestMismatch, StoreError
-from lamina.oci.digest import hex_of, sha256
+from lamina.oci.digest import parts, sha256
 from lamina.types import Digest
 
 
@@ -15,12 +19,12 @@ class Blobs:
     """The blobs below ``path``. A blob is there whole or not at all."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path / "sha256"
+        self._path = path
 
     @property
     def home(self) -> Path:
-        """The directory of the blobs; not there before the first one."""
-        return self._path
+        """The directory of most blobs; not there before the first one."""
+        return self._path / "sha256"
 
     def read(self, digest: Digest) -> bytes:
         """The content, verified.
@@ -33,7 +37,7 @@ class Blobs:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise StoreError(f"blob {digest} is missing ({path})") from None
+            raise _missing(digest, path) from None
         actual = sha256(data)
         if actual != digest:
             raise DigestMismatch(f"blob {path}", digest, actual)
@@ -45,12 +49,25 @@ class Blobs:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return sha256(data)
+        digest = sha256(data)
+        self.prepare(digest)
+        return digest
+
+    def prepare(self, digest: Digest) -> None:
+        """Make the directory that a blob is to appear in."""
+        self.path(digest).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def keep(self, staged: Path, digest: Digest) -> None:
         """Let a staged blob appear, by one rename."""
         os.rename(staged, self.path(digest))
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The content, not verified; close it. :class:`StoreError` if there is no such blob."""
+        path = self.path(digest)
+        try:
+            return path.open("rb")
+        except FileNotFoundError:
+            raise _missing(digest, path) from None
 
     def remove(self, digest: Digest) -> None:
         """Delete; one that is not there is no error."""
@@ -58,12 +75,9 @@ class Blobs:
 
     def digests(self) -> Iterator[Digest]:
         """All blobs, in no order."""
-        try:
-            names = os.listdir(self._path)
-        except FileNotFoundError:
-            return
-        for name in names:
-            yield Digest(f"sha256:{name}")
+        for directory in self._path.iterdir() if self._path.is_dir() else ():
+            for name in os.listdir(directory):
+                yield Digest(f"{directory.name}:{name}")
 
     def size(self, digest: Digest) -> int:
         """Bytes of one blob; 0 if it is missing."""
@@ -74,4 +88,8 @@ class Blobs:
 
     def path(self, digest: Digest) -> Path:
         """Where it lies, or would lie."""
-        return self._path / hex_of(digest)
+        return self._path.joinpath(*parts(digest))
+
+
+def _missing(digest: Digest, path: Path) -> StoreError:
+    return StoreError(f"blob {digest} is missing ({path})")

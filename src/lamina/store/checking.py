@@ -12,7 +12,7 @@ from lamina.oci import ImageConfig, chain_ids
 from lamina.progress import Progress, ProgressCallback
 from lamina.store.core import Core
 from lamina.store.layers import Layer, Layers, chain
-from lamina.store.removal import Doomed, discard, discard_blob
+from lamina.store.removal import discard, discard_blob
 from lamina.types import Digest, LayerId
 
 Kind = Literal["database", "layer", "image", "blob", "tar-split"]
@@ -124,7 +124,7 @@ def _check_orphans(core: Core, repair: bool) -> Iterator[Problem]:
             if repair:
                 core.splits.remove(layer)
     for digest in _unreferenced_blobs(core):
-        yield Problem("blob", digest, "of no image", repair)
+        yield Problem("blob", digest, "of no image or layer", repair)
         if repair:
             discard_blob(core, digest)
 
@@ -136,7 +136,7 @@ def _known(core: Core) -> set[LayerId]:
     return {LayerId(row[0]) for row in rows}
 
 
-def _orphans(core: Core) -> list[Doomed]:
+def _orphans(core: Core) -> list[tuple[LayerId, str]]:
     """Layers on disk that the tables do not know, the upper ones first.
 
     The disk is looked at before the tables: a layer is in the tables before it is on disk.
@@ -162,6 +162,9 @@ def _orphans(core: Core) -> list[Doomed]:
 def _unreferenced_blobs(core: Core) -> list[Digest]:
     found = list(core.blobs.digests())
     with core.db.read() as tx:
-        rows = tx.rows("SELECT id FROM images UNION SELECT id FROM pending WHERE kind = 'blob'")
+        rows = tx.rows(
+            "SELECT id FROM images UNION SELECT id FROM pending WHERE kind = 'blob'"
+            " UNION SELECT digest FROM layer_blobs WHERE kept"
+        )
     known = {row[0] for row in rows}
     return [digest for digest in found if digest not in known]

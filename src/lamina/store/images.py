@@ -16,7 +16,7 @@ from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.store.layers import Layer, chain
 from lamina.store.names import is_hex
-from lamina.store.removal import Doomed, discard, discard_blob, release
+from lamina.store.removal import Doomed, discard, discard_blob, doom_blob, release
 from lamina.types import ChainId, DiffId, Digest, LayerId
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Images:
     def _pending_blob(self, id: Digest) -> Iterator[None]:
         """Around the transaction that makes an image: without it the blob does not stay."""
         with self._core.db.write() as tx:
-            _doom_blob(tx, id, self._core.leases.token)
+            doom_blob(tx, id, self._core.leases.token)
         try:
             yield
         finally:
@@ -224,7 +224,7 @@ class Images:
         if not tx.run("DELETE FROM images WHERE id = ?", (id,)):
             raise ImageNotFound(id)
         lease = self._core.leases.token
-        _doom_blob(tx, id, lease)
+        doom_blob(tx, id, lease)
         return [gone for (top,) in tops for gone in release(tx, top, lease)]
 
     def _discard(self, id: Digest, doomed: list[Doomed]) -> None:
@@ -256,10 +256,6 @@ def top_layer(tx: Transaction, image: Digest, driver: str) -> LayerId | None:
         f"image {image} is kept by driver {' and '.join(sorted(tops))}, this store was opened "
         f"with {driver}: use --driver {min(tops)}"
     )
-
-
-def _doom_blob(tx: Transaction, id: Digest, lease: str) -> None:
-    tx.run("INSERT OR REPLACE INTO pending VALUES ('blob', ?, '', ?)", (id, lease))
 
 
 def _resolve(tx: Transaction, ref: str) -> Digest:

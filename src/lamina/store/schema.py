@@ -105,5 +105,50 @@ CREATE TABLE holds (
 CREATE INDEX holds_layer ON holds (layer);
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+_VERSION_2 = """
+-- Manifests that images came by or went out with, to the byte.
+CREATE TABLE manifests (
+    digest     TEXT PRIMARY KEY,
+    image      TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    media_type TEXT NOT NULL,
+    document   BLOB NOT NULL,
+    created    REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX manifests_image ON manifests (image);
+
+-- What the digest of an index or manifest came to on a platform, so that it need not be read
+-- again.
+CREATE TABLE resolved (
+    digest   TEXT NOT NULL,
+    platform TEXT NOT NULL,
+    image    TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    PRIMARY KEY (digest, platform)
+) WITHOUT ROWID;
+CREATE INDEX resolved_image ON resolved (image);
+
+-- The blobs that a layer's tar is known to be, compressed or not. recipe: how Lamina made it and
+-- can make it again, NULL for what others made. kept: whether it lies in blobs/. Rows go with the
+-- last layer of the DiffID.
+CREATE TABLE layer_blobs (
+    diff_id    TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    recipe     TEXT,
+    kept       INTEGER NOT NULL,
+    PRIMARY KEY (diff_id, digest)
+) WITHOUT ROWID;
+CREATE INDEX layer_blobs_kept ON layer_blobs (digest) WHERE kept;
+
+-- Repositories of registries in which a blob was seen: from there it need not be sent again.
+CREATE TABLE locations (
+    digest     TEXT NOT NULL,
+    registry   TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    seen       REAL NOT NULL,
+    PRIMARY KEY (digest, registry, repository)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 """``MIGRATIONS[n]`` leads from version n to version n + 1 (``PRAGMA user_version``)."""

@@ -26,7 +26,7 @@ from lamina.store.container import Container
 from lamina.store.core import Core
 from lamina.store.locks import OWNER, USE, LockFile, taken
 from lamina.store.records import from_row
-from lamina.store.removal import Doomed, discard, discard_blob
+from lamina.store.removal import discard, discard_blob
 from lamina.store.work import end_work
 from lamina.types import Digest, LayerId
 
@@ -60,11 +60,11 @@ def _sweep_lease(core: Core, token: str) -> None:
         if row["kind"] == "blob":
             discard_blob(core, Digest(row["id"]))
     layers = [(LayerId(row["id"]), row["driver"]) for row in rows if row["kind"] == "layer"]
-    discard(core, sorted(layers, key=lambda layer: -_height(core, layer)))
+    layers.sort(key=lambda layer: -_height(core, *layer))
+    discard(core, layers)
 
 
-def _height(core: Core, layer: Doomed) -> int:
-    id, driver_name = layer
+def _height(core: Core, id: LayerId, driver_name: str) -> int:
     driver = core.driver_named(driver_name)
     height = 0
     at: LayerId | None = id

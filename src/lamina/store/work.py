@@ -8,7 +8,7 @@ from typing import Self
 
 from lamina.store.core import Core
 from lamina.store.database import Transaction
-from lamina.store.removal import discard, release
+from lamina.store.removal import Doomed, discard, release
 from lamina.types import LayerId
 
 
@@ -45,7 +45,7 @@ class Work:
         discard(self._core, doomed)
 
 
-def end_work(tx: Transaction, condition: str, value: str, lease: str) -> list[tuple[LayerId, str]]:
+def end_work(tx: Transaction, condition: str, value: str, lease: str) -> list[Doomed]:
     """Drop the holds that meet the condition, and release what they held."""
     held = [row[0] for row in tx.rows(f"SELECT layer FROM holds WHERE {condition}", (value,))]
     tx.run(f"DELETE FROM holds WHERE {condition}", (value,))
