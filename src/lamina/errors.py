@@ -101,10 +101,10 @@ class DigestMismatch(LaminaError):
 
 
 class ImageNotFound(LaminaError, LookupError):
-    """No such image."""
+    """No such image; ``hint`` says where to look which there are."""
 
-    def __init__(self, image: str) -> None:
-        super().__init__(f"no such image: {printable(image)} ('lamina images' lists them)")
+    def __init__(self, image: str, hint: str = "'lamina images' lists them") -> None:
+        super().__init__(f"no such image: {printable(image)} ({hint})")
         self.image = image
 
 

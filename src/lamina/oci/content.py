@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
     from lamina.oci.descriptor import Descriptor
 
+    class _Raw(io.RawIOBase, BinaryIO):
+        """What io's own files are to a type checker."""
+else:
+    _Raw = io.RawIOBase
+
 
 class Named(NamedTuple):
     """An image in a layout or archive: its manifest or index, and the names it has there."""
@@ -95,7 +100,7 @@ class Target(Protocol):
         """Complete what was written (an archive's end), and give up connections."""
 
 
-class VerifiedReader(io.RawIOBase):
+class VerifiedReader(_Raw):
     """Reads a stream that has to have the size and digest of a descriptor.
 
     The read that reaches the end, and any that goes beyond the size, raises :class:`InvalidImage`
