@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lamina.store.policy import SyncPolicy as SyncPolicy
     from lamina.store.pruning import Pruned as Pruned
     from lamina.store.store import Store as Store
+    from lamina.store.transfer.making import Packing as Packing
+    from lamina.store.transfer.saving import Saved as Saved
     from lamina.store.usage import ContainerUsage as ContainerUsage
     from lamina.store.usage import ImageUsage as ImageUsage
     from lamina.store.usage import Usage as Usage
@@ -30,8 +32,10 @@ _HOMES = {
     "Image": "lamina.store.images",
     "ImageUsage": "lamina.store.usage",
     "Layer": "lamina.store.layers",
+    "Packing": "lamina.store.transfer.making",
     "Problem": "lamina.store.checking",
     "Pruned": "lamina.store.pruning",
+    "Saved": "lamina.store.transfer.saving",
     "State": "lamina.store.container",
     "Store": "lamina.store.store",
     "SyncPolicy": "lamina.store.policy",
@@ -44,8 +48,10 @@ __all__ = [
     "Image",
     "ImageUsage",
     "Layer",
+    "Packing",
     "Problem",
     "Pruned",
+    "Saved",
     "State",
     "Store",
     "SyncPolicy",

@@ -136,6 +136,12 @@ class Images:
         with self._core.db.read() as tx:
             return Image(self._core, _resolve(tx, ref))
 
+    def names_for(self, image: Image, ref: str) -> list[str]:
+        """The name that ``ref`` is, or, where it is an id, all names of the image."""
+        names = image.names
+        mine = _matching(names, ref)
+        return names if mine is None else [mine]
+
     def __iter__(self) -> Iterator[Image]:
         """All images, the newest in this store first."""
         with self._core.db.read() as tx:

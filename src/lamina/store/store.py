@@ -23,11 +23,14 @@ from lamina.store.work import Work
 if TYPE_CHECKING:
     from lamina.drivers import Driver
     from lamina.oci import RunConfig
+    from lamina.oci.content import Source, Target
     from lamina.progress import ProgressCallback
     from lamina.store.adopt import Adoption, DockerSource, Way
     from lamina.store.checking import Problem
     from lamina.store.pruning import Pruned
     from lamina.store.running import Runner
+    from lamina.store.transfer.making import Packing
+    from lamina.store.transfer.saving import Saved
     from lamina.store.usage import Usage
 
 
@@ -189,6 +192,65 @@ class Store:
                 progress=progress or self._core.progress,
                 root_fs=False,
             )
+
+    def load(
+        self,
+        source: Source,
+        wanted: Sequence[str] = (),
+        *,
+        name: str | None = None,
+        platform: str | None = None,
+        keep_blobs: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> list[Image]:
+        """The images of a layout or archive, or those called ``wanted`` in it.
+
+        They get the names that they have there, or, if it is one image, ``name`` alone. Of an
+        image for several platforms the one for ``platform`` (``linux/arm64``; by default this
+        machine's) is taken. ``keep_blobs`` keeps the layers' blobs too, so that the image goes out
+        again with the same digests; they take room beside the layers.
+
+        Raises:
+            InvalidImage, InvalidArchive, DigestMismatch: something is not what it should be.
+            BlobNotFound, PlatformNotFound, ImageNotFound: something is not there.
+            OSError: it can't be read, or the disk is full. Of the image that failed nothing is
+                left; those before it are there.
+        """
+        from lamina.oci.platform import parse
+        from lamina.store.transfer import moving
+
+        return moving.load(
+            self._core,
+            source,
+            wanted,
+            name,
+            platform=parse(platform) if platform else None,
+            keep_blobs=keep_blobs,
+            progress=progress or self._core.progress,
+        )
+
+    def save(
+        self,
+        images: Sequence[str],
+        target: Target,
+        *,
+        packing: Packing | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> list[Saved]:
+        """Write images to a layout or archive, which the caller closes: that completes it.
+
+        An image gets the name that it is given by here, one given by its id gets all its names.
+        Without ``packing`` layers go as plain tars, which is what a docker-archive takes.
+
+        Raises:
+            ImageNotFound, AmbiguousName: no such image, or several.
+            LayerBroken, DigestMismatch: a layer is not what it was.
+            OSError: the target can't be written.
+        """
+        from lamina.store.transfer import moving
+
+        chosen = [(image := self.image(ref), self.images.names_for(image, ref)) for ref in images]
+        return moving.save(self._core, chosen, target, packing, progress or self._core.progress)
 
     def image(self, ref: str) -> Image:
         """The image of a name, an id, or the beginning of one.

@@ -21,6 +21,11 @@ ZSTD_LEVELS = range(1, 20)
 DEFAULT_GZIP_LEVEL = 2
 DEFAULT_ZSTD_LEVEL = 3
 
+_LEVELS = {
+    Compression.GZIP: (GZIP_LEVELS, DEFAULT_GZIP_LEVEL),
+    Compression.ZSTD: (ZSTD_LEVELS, DEFAULT_ZSTD_LEVEL),
+}
+
 _BLOCK = 1 << 20
 _WINDOW = 32 << 10
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, system unknown
@@ -45,16 +50,23 @@ def compress(
     Raises :class:`ValueError` for a level or compression that can't be.
     """
     threads = threads or len(os.sched_getaffinity(0))
+    level = level_of(compression, level)
     if compression is Compression.NONE:
         return (bytes(chunk) for chunk in chunks)
-    if compression is Compression.GZIP:
-        return _gzip(chunks, _checked(level or DEFAULT_GZIP_LEVEL, GZIP_LEVELS), threads)
-    if compression is Compression.ZSTD:
-        return _zstd(chunks, _checked(level or DEFAULT_ZSTD_LEVEL, ZSTD_LEVELS), threads)
-    raise ValueError(f"{compression} can be read but not written")
+    return (_gzip if compression is Compression.GZIP else _zstd)(chunks, level, threads)
 
 
-def _checked(level: int, levels: range) -> int:
+def level_of(compression: str, level: int | None = None) -> int:
+    """The level that ``level`` comes to: the default for None, 0 where nothing is compressed.
+
+    Raises :class:`ValueError` for a level or compression that can't be.
+    """
+    if compression == Compression.NONE:
+        return 0
+    if compression not in _LEVELS:
+        raise ValueError(f"{compression} can be read but not written")
+    levels, default = _LEVELS[Compression(compression)]
+    level = default if level is None else level
     if level not in levels:
         raise ValueError(f"compression level {level} is not within {levels[0]} to {levels[-1]}")
     return level

@@ -1,0 +1,157 @@
+"""Blobs that come over a network: into files that can be read while they grow.
+
+    ROOT/downloads/ALGORITHM-HEX        what has come so far
+    ROOT/downloads/ALGORITHM-HEX.lock   held by who adds to it
+
+What a process leaves that was interrupted or killed, the next one goes on with: nothing is
+fetched twice. A file goes once its layer is in the store, or when it proves to be wrong; what is
+never asked for again goes by :func:`sweep`, which ``lamina prune`` calls.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from lamina.errors import InvalidImage
+from lamina.kernel.lock import try_lock, unlock
+from lamina.oci.content import Source
+from lamina.oci.descriptor import Descriptor
+from lamina.oci.digest import parts
+from lamina.store.transfer.stopping import Stop, locked
+
+_CHUNK = 256 << 10
+_OLD = 7 * 24 * 3600
+"""Seconds after which a download that nobody goes on with is given up."""
+
+
+class Downloads:
+    """The downloads of a store, below ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def claim(self, descriptor: Descriptor, stop: Stop) -> Iterator[Path]:
+        """The file of a blob, ours alone within the block; waits for another process's.
+
+        The file stays after the block unless it was removed or renamed.
+        """
+        self._path.mkdir(mode=0o700, exist_ok=True)
+        path = self._path / "-".join(parts(descriptor.digest))
+        with locked(f"{path}.lock", stop):
+            yield path
+
+    def sweep(self, *, older_than: float = _OLD) -> int:
+        """Delete downloads that nobody is at and that were last added to so many seconds ago.
+
+        Returns the bytes given back.
+        """
+        freed = 0
+        names = os.listdir(self._path) if self._path.is_dir() else ()
+        for path in (self._path / name for name in names if not name.endswith(".lock")):
+            lock = try_lock(f"{path}.lock")
+            if lock is None:
+                continue
+            try:
+                status = path.stat()
+                if time.time() - status.st_mtime >= older_than:
+                    path.unlink()
+                    freed += status.st_size
+            except FileNotFoundError:
+                pass
+            finally:
+                os.unlink(f"{path}.lock")
+                unlock(lock)
+        return freed
+
+
+class Download:
+    """One blob: written by :meth:`run` in one thread, read by :meth:`open` in another."""
+
+    def __init__(self, path: Path, descriptor: Descriptor, stop: Stop) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self._stop = stop
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        self._grown = threading.Condition()
+        self._error: BaseException | None = None
+        self._size = os.fstat(self._file.fileno()).st_size
+        if self._size > descriptor.size:
+            self._file.truncate(0)
+            self._size = 0
+        self.had = self._size
+        """Bytes that were there before: of an earlier try."""
+
+    def run(self, source: Source) -> None:
+        """Fetch what is missing. An error also reaches whoever reads."""
+        try:
+            if self._size < self.descriptor.size:
+                with source.open(self.descriptor, self._size) as stream:
+                    self._receive(stream)
+        except BaseException as error:
+            with self._grown:
+                self._error = error
+                self._grown.notify_all()
+            raise
+
+    def _receive(self, stream: BinaryIO) -> None:
+        while data := stream.read(_CHUNK):
+            self._stop.check()
+            if self._size + len(data) > self.descriptor.size:
+                raise InvalidImage(f"blob {self.descriptor.digest} goes on after its size")
+            _write(self._file, data)
+            with self._grown:
+                self._size += len(data)
+                self._grown.notify_all()
+        if self._size < self.descriptor.size:
+            raise InvalidImage(
+                f"blob {self.descriptor.digest} ends after {self._size} of "
+                f"{self.descriptor.size} bytes"
+            )
+
+    def open(self) -> BinaryIO:
+        """The blob from its beginning; a read waits until there is something to read."""
+        return io.BufferedReader(_Following(self), _CHUNK)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Some bytes; nothing at the end only. Raises what :meth:`run` raised."""
+        with self._grown:
+            while self._size <= offset < self.descriptor.size:
+                self._stop.check()
+                if self._error is not None:
+                    raise self._error
+                self._grown.wait(1)
+        return os.pread(self._file.fileno(), min(size, self._size - offset), offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _Following(io.RawIOBase):
+    def __init__(self, download: Download) -> None:
+        super().__init__()
+        self._download = download
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._download.read_at(self._offset, len(buffer))
+        buffer[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,214 @@
+"""An image from the store to a target: each layer as a blob that is there, or is made."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from lamina.oci import mediatypes
+from lamina.oci.content import verified
+from lamina.oci.descriptor import Descriptor, described
+from lamina.oci.manifest import Manifest
+from lamina.progress import Progress, ProgressCallback
+from lamina.store.core import Core
+from lamina.store.images import Image
+from lamina.store.layers import Layer, Layers
+from lamina.store.transfer import known
+from lamina.store.transfer.making import Packing, made, plain
+from lamina.store.transfer.stopping import Stop, Stopped, Watched
+from lamina.types import DiffId
+
+if TYPE_CHECKING:
+    from lamina.oci.content import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What an image became in a target."""
+
+    manifest: Descriptor
+    changed: tuple[DiffId, ...]
+    """DiffIDs of layers that came as a blob of another digest than the one that went out."""
+    sent: int
+    """Bytes of blobs that were sent, not counting what the target had."""
+
+
+class Saving:
+    """Writes images of a store to one target.
+
+    Args:
+        target: where to.
+        packing: how blobs are to be; None: layers go as plain tars (docker-archive).
+        nearby: asks the target to take a blob from somewhere near it; whether it did.
+        jobs: how many layers at once.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        target: Target,
+        packing: Packing | None,
+        *,
+        nearby: Callable[[Descriptor], bool] = lambda _: False,
+        jobs: int = 1,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._core = core
+        self._target = target
+        self._packing = packing
+        self._nearby = nearby
+        self._jobs = jobs
+        self._progress = progress
+        self._layers = Layers(core)
+        self._stop = Stop()
+        self._sent = 0
+        self._done = 0
+        self._mutex = threading.Lock()
+
+    def save(self, image: Image, names: Sequence[str], what: str) -> Saved:
+        """Write an image; in the target it gets ``names`` (none: it has no name there).
+
+        Raises:
+            LayerBroken, DigestMismatch: a layer is not what it was.
+            RegistryError, OSError: the target can't be written.
+        """
+        config = self._core.blobs.read(image.id)
+        before = self._sent
+        blobs = self._send_layers(image.layers, what)
+        with self._core.db.read() as tx:
+            originals = known.manifests(tx, image.id)
+            came = {blob.diff_id: known.blobs(tx, blob.diff_id) for blob in blobs}
+        manifest, document = self._manifest(config, blobs, originals)
+        self._send_config(Manifest.decode(document).config, config)
+        for name in names or (None,):
+            self._target.put_manifest(manifest, document, name)
+        with self._core.db.write(durable=self._core.durable) as tx:
+            if self._packing is not None:
+                known.remember_manifest(tx, image.id, manifest, document)
+        return Saved(manifest, _changed(blobs, came), self._sent - before)
+
+    # -- layers
+
+    def _send_layers(self, layers: Sequence[Layer], what: str) -> list[known.LayerBlob]:
+        self._done = 0
+        total = sum(layer.tar_size or 0 for layer in layers)
+        with ThreadPoolExecutor(max(1, min(self._jobs, len(layers))), "lamina-send") as pool:
+            futures = [pool.submit(self._send_layer, layer) for layer in layers]
+            try:
+                pending: set[Future[known.LayerBlob]] = set(futures)
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    if self._progress is not None:
+                        self._progress(Progress(what, min(self._done, total), total, "bytes"))
+                    if any(future.exception() for future in done):
+                        break
+            except BaseException:
+                self._end(pool)
+                raise
+            errors = [future.exception() for future in futures if future.done()]
+            failed = [error for error in errors if error is not None]
+            if failed:
+                self._end(pool)
+                raise next((e for e in failed if not isinstance(e, Stopped)), failed[0])
+        return [future.result() for future in futures]
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        self._stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    def _send_layer(self, layer: Layer) -> known.LayerBlob:
+        blob = self._choose(layer)
+        if not blob.is_plain:  # else counted as it was read
+            self._read(layer.tar_size or 0)
+        return blob
+
+    def _choose(self, layer: Layer) -> known.LayerBlob:
+        """Have a blob of the layer in the target."""
+        if self._packing is None or self._packing.compression == "none":
+            return self._send_plain(layer)
+        assert layer.diff_id is not None
+        with self._core.db.read() as tx:
+            there = [b for b in known.blobs(tx, layer.diff_id) if self._packing.fits(b)]
+        for blob in there:
+            if self._target.has(blob.descriptor) or self._nearby(blob.descriptor):
+                return blob
+        for blob in there:
+            if blob.kept:
+                self._put(blob, self._core.blobs.open(blob.digest))
+                return blob
+        return self._send_made(layer)
+
+    def _send_plain(self, layer: Layer) -> known.LayerBlob:
+        blob = plain(layer)
+        if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
+            with self._layers.tar(layer) as tar:  # verified as it is read
+                stream = Watched(tar, blob.size, self._stop, self._read)
+                self._target.put(blob.descriptor, cast(BinaryIO, stream))
+            self._count(blob.size)
+        return blob
+
+    def _send_made(self, layer: Layer) -> known.LayerBlob:
+        assert self._packing is not None
+        with made(self._core, layer, self._packing, self._stop) as (blob, path):
+            if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
+                self._put(blob, path.open("rb"))
+        with self._core.db.write() as tx:
+            known.remember_blob(tx, blob)
+        return blob
+
+    def _put(self, blob: known.LayerBlob, stream: BinaryIO) -> None:
+        with verified(stream, blob.descriptor) as checked:
+            watched = Watched(cast(BinaryIO, checked), blob.size, self._stop, lambda _: None)
+            self._target.put(blob.descriptor, cast(BinaryIO, watched))
+        self._count(blob.size)
+
+    def _count(self, size: int) -> None:
+        with self._mutex:
+            self._sent += size
+
+    def _read(self, count: int) -> None:
+        with self._mutex:
+            self._done += count
+
+    # -- documents
+
+    def _manifest(
+        self,
+        config: bytes,
+        blobs: Sequence[known.LayerBlob],
+        originals: Sequence[tuple[Descriptor, bytes]],
+    ) -> tuple[Descriptor, bytes]:
+        """The manifest that the image had if it names just these blobs, else a new one."""
+        digests = [blob.digest for blob in blobs]
+        for descriptor, document in originals:
+            if [layer.digest for layer in Manifest.decode(document).layers] == digests:
+                return descriptor, document
+        manifest = Manifest(
+            config=described(config, mediatypes.OCI_CONFIG),
+            layers=[blob.oci_descriptor for blob in blobs],
+        )
+        document = manifest.encode()
+        return described(document, mediatypes.OCI_MANIFEST), document
+
+    def _send_config(self, descriptor: Descriptor, config: bytes) -> None:
+        if self._target.has(descriptor):
+            return
+        with verified(io.BytesIO(config), descriptor) as stream:
+            self._target.put(descriptor, cast(BinaryIO, stream))
+
+
+def _changed(
+    blobs: Sequence[known.LayerBlob], came: dict[DiffId, list[known.LayerBlob]]
+) -> tuple[DiffId, ...]:
+    """Layers that others made a blob of, and which went out as another one."""
+    return tuple(
+        blob.diff_id
+        for blob in blobs
+        if (foreign := [b.digest for b in came[blob.diff_id] if b.recipe is None])
+        and blob.digest not in foreign
+        and not blob.is_plain
+    )

@@ -1,0 +1,161 @@
+"""Images go out to layouts, and are what they were."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lamina.errors import LayerBroken, LayerNotFound
+from lamina.oci import ImageConfig, mediatypes
+from lamina.oci.content import read_document
+from lamina.oci.layout import LayoutDirectory
+from lamina.oci.manifest import Manifest
+from lamina.store import Packing, Store
+from lamina.types import DiffId
+from tests.oci.images import diff_ids, made_diff_ids, make, put
+from tests.store.conftest import MakeStore
+
+LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/a": b"a" * 5000})
+NAME = "docker.io/library/box:1"
+
+
+def load(store: Store, path: Path, compression: str = "gzip", **options: bool) -> str:
+    made = make(*LAYERS, compression=compression)
+    with closing(LayoutDirectory.create(path)) as layout:
+        put(layout, made, NAME)
+        store.load(layout, **options)  # type: ignore[arg-type]
+    return made.top.digest
+
+
+def manifest_of(layout: LayoutDirectory) -> Manifest:
+    return Manifest.decode(read_document(layout, layout.resolve(NAME)))
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_what_went_out_comes_in_again(store: Store, tmp_path: Path, compression: str) -> None:
+    load(store, tmp_path / "in")
+    image = store.image("box:1")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        (saved,) = store.save(["box:1"], layout, packing=Packing(compression))
+        assert diff_ids(layout, NAME) == image.diff_ids
+        manifest = manifest_of(layout)
+        assert {layer.media_type for layer in manifest.layers} == {
+            mediatypes.layer_type(compression)
+        }
+        assert saved.manifest.digest == layout.resolve(NAME).digest
+    image.tag("other")
+    store.remove_image("box:1")
+    with closing(LayoutDirectory(tmp_path / "out")) as layout:
+        (again,) = store.load(layout)
+    assert again == image
+    assert store.check(contents=True) == []
+
+
+def test_kept_blobs_go_out_with_the_digests_they_came_with(store: Store, tmp_path: Path) -> None:
+    digest = load(store, tmp_path / "in", keep_blobs=True)
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        (saved,) = store.save(["box:1"], layout, packing=Packing())
+        assert layout.resolve(NAME).digest == digest == saved.manifest.digest
+        assert saved.changed == ()
+    assert store.check(contents=True) == []
+    store.remove_image("box:1")
+    assert list((store.root / "blobs").glob("*/*")) == []
+
+
+def test_blobs_are_kept_also_of_layers_that_are_there(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "one")
+    digest = load(store, tmp_path / "two", keep_blobs=True)
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        store.save(["box:1"], layout, packing=Packing())
+        assert layout.resolve(NAME).digest == digest
+
+
+def test_it_is_said_when_blobs_can_not_be_what_they_were(store: Store, tmp_path: Path) -> None:
+    """Others' compression can't be done again; our own can."""
+    load(store, tmp_path / "in", "zstd")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        (saved,) = store.save(["box:1"], layout, packing=Packing("gzip", level=9))
+        assert list(saved.changed) == store.image("box:1").diff_ids
+
+
+def test_our_own_compression_gives_the_same_again(open_store: MakeStore, tmp_path: Path) -> None:
+    store = open_store()
+    load(store, tmp_path / "in", "none")
+    manifests = []
+    for number in range(2):
+        with closing(LayoutDirectory.create(tmp_path / f"out{number}")) as layout:
+            store.save(["box:1"], layout, packing=Packing("gzip", threads=number + 1))
+            manifests.append(layout.resolve(NAME).digest)
+    assert manifests[0] == manifests[1]
+
+
+def test_an_image_given_by_its_id_gets_all_its_names(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "in")
+    image = store.image("box:1")
+    image.tag("example.com/other:2")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        store.save([image.id], layout)
+        found = {name for named in layout.images() for name in named.names}
+    assert found == {NAME, "example.com/other:2"}
+
+
+def test_an_image_without_a_name_can_be_saved(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "in")
+    image = store.image("box:1")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        with store.container(image) as box:
+            (box.root / "new").write_text("new")
+            committed = box.commit()
+        store.save([committed.id], layout)
+    with closing(LayoutDirectory(tmp_path / "out")) as layout:
+        (named,) = layout.images()
+        assert named.names == ()
+        assert diff_ids(layout) == committed.diff_ids
+
+
+def test_a_committed_image_goes_out_with_its_parents_blobs(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "in", keep_blobs=True)
+    with store.container("box:1") as box:
+        (box.root / "new").write_text("new")
+        box.commit("box:2")
+    made = make(*LAYERS, compression="gzip")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        store.save(["box:2"], layout, packing=Packing())
+        layers = Manifest.decode(
+            read_document(layout, layout.resolve("docker.io/library/box:2"))
+        ).layers
+    assert [layer.digest for layer in layers[:3]] == [layer.digest for layer, _ in made.blobs[1:]]
+    assert len(layers) == 4
+
+
+def test_a_layer_that_lost_a_file_is_not_saved(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "in")
+    image = store.image("box:1")
+    directory = store.driver.metadata(image.layers[-1].id)
+    tree = Path(directory.get("UpperDir") or directory["Dir"])
+    os.unlink(tree / "srv/a")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        with pytest.raises((LayerBroken, LayerNotFound)):
+            store.save(["box:1"], layout, packing=Packing())
+        assert layout.images() == []
+    assert list((store.root / "staging").glob("*/*")) == []
+
+
+def test_a_configuration_goes_out_as_it_came(store: Store, tmp_path: Path) -> None:
+    load(store, tmp_path / "in")
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        store.save(["box:1"], layout, packing=Packing("none"))
+        config = ImageConfig.decode(read_document(layout, manifest_of(layout).config))
+    made = [DiffId(d) for d in made_diff_ids(make(*LAYERS, compression="gzip"))]
+    assert config.rootfs.diff_ids == made
+
+
+@pytest.mark.parametrize(
+    ("compression", "level"), [("gzip", 0), ("gzip", 10), ("zstd", 20), ("xz", None), ("x", None)]
+)
+def test_a_packing_that_can_not_be_is_refused(compression: str, level: int | None) -> None:
+    with pytest.raises(ValueError, match=r"level|written"):
+        Packing(compression, level=level)
