@@ -13,7 +13,7 @@ import pytest
 
 from tests import support, users
 
-pytest_plugins = ["tests.plugin"]
+pytest_plugins = ["tests.plugin", "tests.registries"]
 
 # --- file systems of their own
 
