@@ -1,0 +1,219 @@
+"""Sending blobs (distribution-spec, "Pushing blobs"): at once where they are small, else in chunks.
+
+A chunk is in memory until the registry has said that it has it. When a connection breaks, the
+registry is asked how far it came, and the rest of the chunk is sent again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING, BinaryIO
+
+import httpx
+
+from lamina.errors import RegistryError
+from lamina.oci.registry.answers import refusal
+from lamina.oci.registry.client import Ask, Client
+from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
+
+if TYPE_CHECKING:
+    from lamina.oci.descriptor import Descriptor
+
+_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_OCTETS = ("Content-Type", "application/octet-stream")
+_CHUNK_LIMIT = 256 << 20  # bytes; a registry that wants larger ones gets none
+
+
+class Upload:
+    """One upload, begun by a POST, until it is complete or given up."""
+
+    def __init__(self, client: Client, base: Ask, location: str, least: int = 0) -> None:
+        """``base`` is any request of the same repository; ``location`` an address in full."""
+        self._client = client
+        self._base = base
+        self._location = location
+        self._chunk = max(client.options.chunk_size, least)
+        self._sent = 0  # bytes that the registry has
+
+    def send(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+        """Send a blob, to be found by its digest; raises what reading it raises."""
+        first = _read(stream, self._chunk)
+        if len(first) == descriptor.size or len(first) < self._chunk:
+            if _read(stream, 1):
+                raise RegistryError(f"{self._base.what}: more bytes than {descriptor.size}")
+            self._complete(descriptor, first)
+            return
+        chunk = first
+        while chunk:
+            self._append(chunk)
+            chunk = _read(stream, self._chunk)
+        self._complete(descriptor, b"")
+
+    def cancel(self) -> None:
+        """Have the registry forget it, if it will."""
+        try:
+            self._ask("DELETE", accept=range(200, 500), again=False).close()
+        except RegistryError:
+            pass  # registries sweep uploads that nobody completes
+
+    def _append(self, chunk: bytes) -> None:
+        """Send the next bytes, however often that takes."""
+        start, attempts = self._sent, Attempts(self._client.options.retries)
+        while self._sent < start + len(chunk):
+            failure, after = self._patch(chunk[self._sent - start :])
+            if failure is None:
+                continue
+            self._wait(attempts, failure, after)
+            self._find_out(start, start + len(chunk))
+
+    def _patch(self, data: bytes) -> tuple[RegistryError | None, float | None]:
+        before, end = self._sent, self._sent + len(data)
+        span = ("Content-Range", f"{before}-{end - 1}")
+        response, failure, after = self._once(
+            "PATCH", self._location, (202, 204), (416, *TRANSIENT), (span,), data
+        )
+        if response is None:
+            return failure, after
+        self._go_on(response, end)
+        response.close()
+        if before < self._sent <= end:
+            return None, None
+        return RegistryError(f"{self._named()}: the registry took none of a chunk"), None
+
+    def _complete(self, descriptor: Descriptor, data: bytes) -> None:
+        """Send the last bytes, and say what all of them are."""
+        start, attempts = self._sent, Attempts(self._client.options.retries)
+        while True:
+            url = str(httpx.URL(self._location).copy_merge_params({"digest": descriptor.digest}))
+            rest = data[self._sent - start :]
+            response, failure, after = self._once("PUT", url, (201, 204), TRANSIENT, (), rest)
+            if response is not None:
+                response.close()
+                return
+            if self._is_there(descriptor):  # only the answer was lost
+                return
+            self._wait(attempts, failure, after)
+            self._find_out(start, start + len(data))
+
+    def _once(
+        self,
+        method: str,
+        url: str,
+        good: Collection[int],
+        temporary: Collection[int],
+        headers: tuple[tuple[str, str], ...],
+        data: bytes,
+    ) -> tuple[httpx.Response | None, RegistryError | None, float | None]:
+        """Send bytes once; an answer, or an error that may pass, with the wait asked for."""
+        try:
+            response = self._ask(
+                method, url, accept=(*good, *temporary), headers=(_OCTETS, *headers),
+                content=data, again=False,
+            )  # fmt: skip
+        except RegistryError as error:
+            if error.status is not None:
+                raise
+            return None, error, None
+        if response.status_code in good:
+            return response, None, None
+        after = retry_after(response.headers.get("retry-after"))
+        return None, refusal(response, self._named()), after
+
+    def _wait(self, attempts: Attempts, failure: RegistryError | None, after: float | None) -> None:
+        wait = attempts.next(after)
+        if wait is None:
+            raise failure or RegistryError(f"{self._named()}: failed")
+        self._client.pause(wait)
+
+    def _named(self) -> str:
+        return f"{self._client.registry}: {self._base.what}"
+
+    def _find_out(self, least: int, most: int) -> None:
+        """Ask how many bytes the registry has; those before ``least`` can't be sent again."""
+        response = self._ask("GET", accept=(204, 202, 200))
+        self._sent = 0
+        self._go_on(response, 0)
+        response.close()
+        if not least <= self._sent <= most:
+            raise RegistryError(
+                f"{self._named()}: the registry has {self._sent} bytes "
+                f"of the upload, not {least} to {most}"
+            )
+
+    def _go_on(self, response: httpx.Response, otherwise: int) -> None:
+        """Take where and from which byte it goes on, from an answer."""
+        self._location = location(response, self._location)
+        match = _RANGE.fullmatch(response.headers.get("range", ""))
+        if match is None:
+            self._sent = otherwise
+        elif match[1] != "0" or otherwise == 1:
+            self._sent = int(match[1]) + 1
+        else:  # "0-0" is one byte, but what registries say of none
+            self._sent = 0
+
+    def _is_there(self, descriptor: Descriptor) -> bool:
+        """Whether the blob arrived after all: the answer may be what was lost."""
+        path = f"/{self._base.repository}/blobs/{descriptor.digest}"
+        response = self._ask("HEAD", path, accept=(200, *range(400, 500)))
+        response.close()
+        return response.status_code == 200
+
+    def _ask(
+        self,
+        method: str,
+        path: str | None = None,
+        *,
+        accept: Collection[int],
+        headers: tuple[tuple[str, str], ...] = (),
+        content: bytes | None = None,
+        again: bool = True,
+    ) -> httpx.Response:
+        base = self._base
+        return self._client.ask(
+            Ask(
+                method=method,
+                path=path or self._location,
+                what=base.what,
+                scopes=base.scopes,
+                repository=base.repository,
+                capability="push",
+                accept=accept,
+                headers=headers,
+                content=content,
+                bulk=content is not None,
+                again=again,
+            )
+        )
+
+
+def begun(client: Client, base: Ask, response: httpx.Response) -> Upload:
+    """The upload that a 202 has begun; the answer is closed."""
+    response.close()
+    least = response.headers.get("oci-chunk-min-length", "")
+    wanted = int(least[:12]) if least.isascii() and least.isdigit() else 0
+    if wanted > _CHUNK_LIMIT:
+        raise RegistryError(f"{client.registry}: {base.what}: wants chunks of {wanted} bytes")
+    return Upload(client, base, location(response, None), wanted)
+
+
+def location(response: httpx.Response, otherwise: str | None) -> str:
+    """Where an answer says that it goes on, in full."""
+    text = response.headers.get("location")
+    if not text:
+        if otherwise is None:
+            raise RegistryError("an upload was begun, but the registry does not say where")
+        return otherwise
+    try:
+        return str(response.request.url.join(text))
+    except httpx.InvalidURL as error:
+        raise RegistryError("an upload was begun at what is no address") from error
+
+
+def _read(stream: BinaryIO, count: int) -> bytes:
+    """``count`` bytes, fewer only at the end; the read that finds the end is made."""
+    parts = []
+    while count and (data := stream.read(min(count, 1 << 20))):
+        parts.append(data)
+        count -= len(data)
+    return b"".join(parts)
