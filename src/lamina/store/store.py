@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lamina.drivers import Driver
     from lamina.oci import RunConfig
     from lamina.oci.content import Source, Target
+    from lamina.oci.registry import Options as RegistryOptions
     from lamina.progress import ProgressCallback
     from lamina.store.adopt import Adoption, DockerSource, Way
     from lamina.store.checking import Problem
@@ -226,6 +227,71 @@ class Store:
             name,
             platform=parse(platform) if platform else None,
             keep_blobs=keep_blobs,
+            progress=progress or self._core.progress,
+        )
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        platform: str | None = None,
+        keep_blobs: bool = False,
+        options: RegistryOptions | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Image:
+        """An image from a registry: ``debian:12``, ``host:port/repository@sha256:...``.
+
+        It gets the name it is pulled by; one pulled by a digest alone has none. An image that did
+        not change is not fetched again, nor is a layer that the store has. What an interrupted
+        pull has fetched is there for the next one. ``platform`` and ``keep_blobs`` are as in
+        :meth:`load`; ``options`` is how the registry is spoken with.
+
+        Raises:
+            RegistryError, Unauthorized: the registry can't be reached, or refuses.
+            ImageNotFound, PlatformNotFound, BlobNotFound: it does not have it.
+            InvalidImage, InvalidArchive, DigestMismatch: it is not what it should be.
+            OSError: the disk is full, or the like. Nothing of the image is in the store then.
+        """
+        from lamina.oci.platform import parse
+        from lamina.store.transfer import registries
+
+        return registries.pull(
+            self._core,
+            ref,
+            platform=parse(platform) if platform else None,
+            keep_blobs=keep_blobs,
+            options=options,
+            progress=progress or self._core.progress,
+        )
+
+    def push(
+        self,
+        ref: str,
+        target: str | None = None,
+        *,
+        packing: Packing | None = None,
+        options: RegistryOptions | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Saved:
+        """Send an image to a registry, as ``target`` or else by the name ``ref``.
+
+        Blobs that the registry has are not sent. A layer goes as the blob that it came as where
+        that is there or was kept; else it is made anew, and the result says that it changed.
+
+        Raises:
+            ImageNotFound, AmbiguousName: no such image, or several.
+            RegistryError, Unauthorized: the registry can't be reached, or refuses.
+            LayerBroken, DigestMismatch: a layer is not what it was.
+        """
+        from lamina.store.transfer import registries
+        from lamina.store.transfer.making import Packing
+
+        return registries.push(
+            self._core,
+            self.image(ref),
+            target or ref,
+            packing or Packing(),
+            options=options,
             progress=progress or self._core.progress,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Loading:
         keep_blobs: keep the blobs of layers as they came, so that the image goes out with the
             same digests.
         platform: which image of an index; by default this machine's.
+        abort: called when the work is to end before its time: lets what waits for the source
+            in other threads wait no longer.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Loading:
         keep_blobs: bool = False,
         platform: Spec | None = None,
         progress: ProgressCallback | None = None,
+        abort: Callable[[], None] = lambda: None,
     ) -> None:
         self._core = core
         self._source = source
@@ -63,6 +66,7 @@ class Loading:
         self._keep_blobs = keep_blobs
         self._platform = platform or platforms.this_machine()
         self._progress = progress
+        self._abort = abort
         self._layers = Layers(core)
         self._images = Images(core)
 
@@ -155,6 +159,7 @@ class Loading:
             fetch=self._fetch,
             what=what,
             progress=self._progress,
+            abort=self._abort,
         )
         with stager.run() as arrivals:
             top = self._record(arrivals, below, work)

@@ -45,6 +45,7 @@ class Saving:
         packing: how blobs are to be; None: layers go as plain tars (docker-archive).
         nearby: asks the target to take a blob from somewhere near it; whether it did.
         jobs: how many layers at once.
+        abort: lets what waits for the target in other threads wait no longer.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Saving:
         nearby: Callable[[Descriptor], bool] = lambda _: False,
         jobs: int = 1,
         progress: ProgressCallback | None = None,
+        abort: Callable[[], None] = lambda: None,
     ) -> None:
         self._core = core
         self._target = target
@@ -63,6 +65,7 @@ class Saving:
         self._nearby = nearby
         self._jobs = jobs
         self._progress = progress
+        self._abort = abort
         self._layers = Layers(core)
         self._stop = Stop()
         self._sent = 0
@@ -118,6 +121,7 @@ class Saving:
 
     def _end(self, pool: ThreadPoolExecutor) -> None:
         self._stop.set()
+        self._abort()
         pool.shutdown(wait=False, cancel_futures=True)
 
     def _send_layer(self, layer: Layer) -> known.LayerBlob:
@@ -133,10 +137,10 @@ class Saving:
         assert layer.diff_id is not None
         with self._core.db.read() as tx:
             there = [b for b in known.blobs(tx, layer.diff_id) if self._packing.fits(b)]
-        for blob in there:
+        # What it came as before what was made of it.
+        for blob in sorted(there, key=lambda blob: blob.recipe is not None):
             if self._target.has(blob.descriptor) or self._nearby(blob.descriptor):
                 return blob
-        for blob in there:
             if blob.kept:
                 self._put(blob, self._core.blobs.open(blob.digest))
                 return blob

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -68,6 +68,7 @@ class Stager:
         fetch: bool,
         what: str,
         progress: ProgressCallback | None,
+        abort: Callable[[], None],
     ) -> None:
         self._core = core
         self._source = source
@@ -75,6 +76,7 @@ class Stager:
         self._below = below
         self._downloads = Downloads(core.root / "downloads") if fetch else None
         self._stop = Stop()
+        self._abort = abort
         self._meter = _Meter(what, sum(part.descriptor.size for part in parts), progress)
         self._stack = ExitStack()
         self._mutex = threading.Lock()
@@ -106,6 +108,7 @@ class Stager:
                 return self._results()
             except BaseException:
                 self._stop.set()
+                self._abort()
                 fetchers.shutdown(wait=False, cancel_futures=True)
                 unpackers.shutdown(wait=False, cancel_futures=True)
                 raise
