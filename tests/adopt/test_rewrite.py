@@ -18,8 +18,8 @@ from lamina.errors import StoreError
 from lamina.store.adopt import DockerSource
 from lamina.store.rewrite import Rewrite, Rewritten, delete_source, rewriting
 from lamina.store.rewrite.place import Place
-from tests import support
-from tests.adopt import daemons, trees
+from tests import daemons, support
+from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
 from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN
 

@@ -45,14 +45,20 @@ class Podman:
     """podman(1) on a store of its own; :func:`podman` makes one."""
 
     def __init__(self, root: Path, run: str, policy: Path) -> None:
-        self._options: list[str | Path] = [
-            "--root", root, "--runroot", run, "--storage-driver", "vfs",
-            "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--log-level", "error",
+        self._store: list[str | Path] = [
+            "--root", root, "--runroot", run, "--storage-driver", "vfs", "--log-level", "error",
         ]  # fmt: skip
+        self._options = [*self._store, "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         self._policy = policy
 
     def __call__(self, *argv: str | Path) -> str:
         return support.run("podman", *self._options, *argv).stdout.decode()
+
+    def buildah(self, verb: str, *argv: str | Path) -> str:
+        """buildah(1) on the same store."""
+        support.need("buildah")
+        done = support.run("buildah", *self._store, verb, "--signature-policy", self._policy, *argv)
+        return done.stdout.decode()
 
     def load(self, archive: str | Path) -> None:
         """``podman load``."""

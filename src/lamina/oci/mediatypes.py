@@ -45,6 +45,11 @@ def is_layer(media_type: str) -> bool:
     return media_type in _LAYERS
 
 
+def is_non_distributable(media_type: str) -> bool:
+    """Whether it is that of a layer which registries do not keep: Windows's base layers."""
+    return media_type.startswith((_NON_DISTRIBUTABLE, _FOREIGN))
+
+
 def layer_compression(media_type: str) -> str:
     """``none``, ``gzip`` or ``zstd``: how a layer of this media type says it is compressed.
 

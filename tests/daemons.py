@@ -43,13 +43,23 @@ class Docker:
         return found
 
 
+class Containerd:
+    """A containerd, by its client ctr(8)."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    def __call__(self, *argv: str | Path) -> str:
+        """Run a command that must succeed; what it prints."""
+        return support.run("ctr", "--address", self.socket, *argv).stdout.decode()
+
+
 def need() -> None:
     """Ask for Debian's Docker."""
-    if not support.is_root():
-        support.missing("needs root (with the right to mount)")
+    need_containerd()
     if not Path("/usr/bin/docker").exists():
         support.missing("needs docker.io (not installed)")
-    support.need("dockerd", "containerd", "runc")
+    support.need("dockerd", "runc")
     support.need_filesystem("overlay")
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists() and not any(
         Path("/sys/fs/cgroup").glob("*/")
@@ -57,24 +67,51 @@ def need() -> None:
         pytest.skip("no cgroups are mounted, which runc needs")
 
 
+def need_containerd() -> None:
+    """Ask for Debian's containerd."""
+    if not support.is_root():
+        support.missing("needs root (with the right to mount)")
+    support.need("containerd", "ctr")
+
+
+@contextmanager
+def containerd() -> Iterator[Containerd]:
+    """A containerd of which nothing stays."""
+    need_containerd()
+    with _run_directory() as run, _containerd(run) as socket:
+        found = Containerd(socket)
+        found("version")
+        yield found
+
+
+@contextmanager
+def _run_directory() -> Iterator[Path]:
+    """A directory with a short path: a socket's has 107 bytes at most, unlike one below TMPDIR."""
+    with tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run") as run:
+        yield Path(run)
+
+
+@contextmanager
+def _containerd(run: Path) -> Iterator[Path]:
+    """A containerd with all of its state in ``run``; its socket."""
+    socket = run / "c.sock"
+    config = run / "config.toml"
+    config.write_text(
+        f'version = 2\nroot = "{run}/containerd"\nstate = "{run}/state"\n'
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\naddress = "{socket}"\n'
+    )
+    with _daemon(["containerd", "--config", config], socket, run / "containerd.log"):
+        yield socket
+
+
 @contextmanager
 def dockerd(root: Path) -> Iterator[Docker]:
     """A dockerd on ``root`` with overlay2; everything else of it goes at the end."""
     need()
     with ExitStack() as stack:
-        # A socket's path has 107 bytes at most, unlike one below TMPDIR.
-        short = tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run")
-        run = Path(stack.enter_context(short))
-        containerd = run / "c.sock"
-        config = run / "config.toml"
-        config.write_text(
-            f'version = 2\nroot = "{run}/containerd"\nstate = "{run}/state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-            f'[grpc]\naddress = "{containerd}"\n'
-        )
-        stack.enter_context(
-            _daemon(["containerd", "--config", config], containerd, run / "containerd.log")
-        )
+        run = stack.enter_context(_run_directory())
+        containerd = stack.enter_context(_containerd(run))
         (run / "daemon.json").write_text("{}")
         socket = run / "docker.sock"
         argv: list[str | Path] = [
