@@ -58,6 +58,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
+    def setup(self) -> None:
+        """Begin a connection; ``more`` are headers of its next answers."""
+        super().setup()
+        self.more: dict[str, str] = {}
+
+    def end_headers(self) -> None:
+        """With those of ``more``."""
+        for name, value in self.more.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def handle(self) -> None:
         """Nothing for who wants TLS: this is a server that has none."""
         self.server.connections.add(self.connection)
@@ -162,6 +173,8 @@ class Faulty(Server):
         self.upstream = upstream
         self.tokens = tokens
         self.faults: list[Fault] = []
+        self.moved = urlsplit("")
+        """Where the upload that :func:`relay` cut short goes on."""
 
     def fault(self, pattern: str, action: Action, times: int = 1) -> None:
         """Have ``action`` done for the next ``times`` requests whose ``METHOD PATH`` matches."""
@@ -187,13 +200,15 @@ def relay(
     change: Callable[[bytes], bytes] = bytes,
     cut_after: int | None = None,
     take: int | None = None,
+    short: bool = False,
     without: tuple[str, ...] = (),
 ) -> None:
     """Pass a request on, and the answer back.
 
     ``change`` the answer's body; end the connection after ``cut_after`` bytes of it; give the
-    registry only ``take`` bytes of the request's body, and end both connections then; leave out
-    headers of the request and the answer by their lower-case names.
+    registry only ``take`` bytes of the request's body, and end both connections then, with
+    ``short`` so that it takes them for all; leave out headers of the request and the answer by
+    their lower-case names.
     """
     server = handler.server
     assert isinstance(server, Faulty)
@@ -205,9 +220,14 @@ def relay(
         )
         for name, value in handler.headers.items():
             if name.lower() not in (*without, "connection", "authorization"):
-                upstream.putheader(name, value)
+                short_length = short and name.lower() == "content-length"
+                upstream.putheader(name, str(take) if short_length else value)
         upstream.endheaders()
         upstream.send(body)
+        if take is not None and short:
+            server.moved = urlsplit(upstream.getresponse().headers["Location"])
+            handler.cut()
+            return
         if take is not None:
             time.sleep(0.1)  # the registry is to get it before the end
             handler.cut()

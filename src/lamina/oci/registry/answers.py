@@ -43,18 +43,14 @@ def _read(response: httpx.Response, limit: int) -> bytes:
     return bytes(data)
 
 
-def read_json(response: httpx.Response, limit: int, what: str) -> dict[str, Any]:
-    """The JSON object of an answer; raises as :func:`read_body`, also for anything else."""
+def json_object(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object that an answer is; :class:`RegistryError` for anything else."""
     try:
-        document = json.loads(read_body(response, limit, what))
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RegistryError(
-            f"{what}: an answer that is no JSON", status=response.status_code
-        ) from error
+        raise RegistryError(f"{what}: an answer that is no JSON") from error
     if not isinstance(document, dict):
-        raise RegistryError(
-            f"{what}: an answer that is no JSON object", status=response.status_code
-        )
+        raise RegistryError(f"{what}: an answer that is no JSON object")
     return document
 
 

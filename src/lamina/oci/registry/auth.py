@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import httpx
 
 from lamina.errors import RegistryError, Unauthorized, printable
-from lamina.oci.registry.answers import TOKEN_LIMIT, read_json, refusal
+from lamina.oci.registry.answers import TOKEN_LIMIT, json_object, read_body, refusal
 from lamina.oci.registry.challenge import Challenge, parse_challenges
 from lamina.oci.registry.connections import Connections, Origin
 from lamina.oci.registry.credentials import Credentials
@@ -200,7 +200,7 @@ class Authorizer:
         """The document of a token server, which is not followed elsewhere: it has a secret."""
         what = f"a token for {self._host.name} from {realm.host}"
         if response.status_code == 200:
-            return read_json(response, TOKEN_LIMIT, what)
+            return json_object(read_body(response, TOKEN_LIMIT, what), what)
         after = retry_after(response.headers.get("retry-after"))
         error = refusal(response, what)
         if response.status_code in TRANSIENT:

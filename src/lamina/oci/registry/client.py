@@ -15,7 +15,7 @@ from typing import NoReturn
 import httpx
 
 from lamina.errors import LaminaError, RegistryError
-from lamina.oci.registry.answers import refusal
+from lamina.oci.registry.answers import read_body, refusal
 from lamina.oci.registry.auth import Authorizer, Scopes, Temporary
 from lamina.oci.registry.connections import Connections, Origin
 from lamina.oci.registry.credentials import Credentials, find_credentials
@@ -91,6 +91,24 @@ class Client:
                 return response
             response.close()
         return self._persist(last, ask)
+
+    def fetch(self, ask: Ask, limit: int) -> tuple[httpx.Response, bytes]:
+        """The answer and all of its body, of ``limit`` bytes at most; as :meth:`ask`.
+
+        An answer that is cut off is asked for again.
+        """
+        attempts = Attempts(self.options.retries)
+        what = f"{self.registry}: {ask.what}"
+        while True:
+            response = self.ask(ask)
+            try:
+                return response, read_body(response, limit, what)
+            except httpx.TransportError as error:
+                self._check_open(error)
+                wait = attempts.next()
+                if wait is None:
+                    raise RegistryError(f"{what}: cut off: {error}") from error
+                self.pause(wait)
 
     def _hosts_for(self, capability: str) -> list[Host]:
         *mirrors, server = self._hosts

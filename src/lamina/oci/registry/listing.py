@@ -13,7 +13,7 @@ from lamina.errors import RegistryError
 from lamina.oci import mediatypes
 from lamina.oci.descriptor import Descriptor
 from lamina.oci.manifest import Index
-from lamina.oci.registry.answers import LIST_LIMIT, read_json
+from lamina.oci.registry.answers import LIST_LIMIT, json_object
 from lamina.oci.registry.client import Ask, Client
 
 if TYPE_CHECKING:
@@ -57,13 +57,12 @@ def _pages(client: Client, ask: Ask) -> Iterator[dict[str, Any]]:
     """The documents of all pages; an empty one where the first is not there."""
     seen = set()
     for _ in range(_PAGES):
-        response = client.ask(ask)
+        response, data = client.fetch(ask, LIST_LIMIT)
         if response.status_code == 404:
-            response.close()
             yield {}
             return
         following = _next(response)
-        yield read_json(response, LIST_LIMIT, f"{client.registry}: {ask.what}")
+        yield json_object(data, f"{client.registry}: {ask.what}")
         if following is None:
             return
         if following in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn, cast
 
 import msgspec
@@ -23,10 +23,9 @@ from lamina.oci.descriptor import Descriptor
 from lamina.oci.digest import check_digest, hasher, sha256
 from lamina.oci.manifest import SIZE_LIMIT, Index
 from lamina.oci.registry import listing
-from lamina.oci.registry.answers import read_body
 from lamina.oci.registry.blobs import BlobReader
 from lamina.oci.registry.client import Ask, Client
-from lamina.oci.registry.uploads import Upload, begun
+from lamina.oci.registry.uploads import Upload, begun, send_blob
 
 if TYPE_CHECKING:
     import httpx
@@ -128,14 +127,12 @@ class Repository:
         headers = [_ACCEPT]
         if known is not None:
             headers.append(("If-None-Match", f'"{known.digest}"'))
-        response = self._ask_manifest("GET", reference, headers, (200, 304, 404))
+        ask = self._manifest("GET", reference, headers, (200, 304, 404))
+        response, data = self.client.fetch(ask, SIZE_LIMIT)
         if response.status_code == 404:
-            response.close()
             raise ImageNotFound(self._name(reference))
         if response.status_code == 304 and known is not None:
-            response.close()
             return known
-        data = self._read_manifest(response, reference)
         found = self._describe(response, data, reference)
         with self._lock:
             self._kept[found.digest] = data
@@ -156,7 +153,7 @@ class Repository:
         _check(data, descriptor.digest, "manifest")
         reference = descriptor.digest if name is None else self._reference(name)
         headers = [("Content-Type", descriptor.media_type)]
-        response = self._ask_manifest("PUT", reference, headers, (200, 201, 202), data)
+        response = self.client.ask(self._manifest("PUT", reference, headers, (200, 201, 202), data))
         response.close()
         said = response.headers.get("docker-content-digest")
         same_algorithm = said and said.partition(":")[0] == descriptor.digest.partition(":")[0]
@@ -168,7 +165,9 @@ class Repository:
 
     def delete_manifest(self, digest: Digest) -> None:
         """Remove a manifest with all its tags, if the registry lets one; ImageNotFound for none."""
-        response = self._ask_manifest("DELETE", check_digest(digest), [], (202, 200, 204, 404))
+        response = self.client.ask(
+            self._manifest("DELETE", check_digest(digest), [], (202, 200, 204, 404))
+        )
         response.close()
         if response.status_code == 404:
             raise ImageNotFound(self._name(digest))
@@ -225,22 +224,23 @@ class Repository:
             previous.cancel()
         return False
 
-    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
         """Send a blob: at once if it fits into a chunk, else in chunks.
+
+        A registry may lose what it was sent, when a connection broke; distribution always does.
+        ``reopen`` gives the stream once more, from its start, so that it can be sent again; without
+        it that is possible while no more than one chunk was read.
 
         Raises:
             RegistryError: it was not taken.
         """
-        with self._lock:
-            upload = self._begun.pop(check_digest(descriptor.digest), None)
-        if upload is None:
-            response = self._post("", self._scopes("pull,push"))
-            upload = begun(self.client, self._upload_base(), response)
-        try:
-            upload.send(descriptor, stream)
-        except BaseException:
-            upload.cancel()
-            raise
+        send_blob(self.client, lambda: self._begin(descriptor.digest), descriptor, stream, reopen)
 
     # --- lists
 
@@ -317,30 +317,37 @@ class Repository:
             content=content,
         )
 
-    def _ask_manifest(
+    def _manifest(
         self,
         method: str,
         reference: str,
         headers: Sequence[tuple[str, str]],
         accept: Sequence[int],
         content: bytes | None = None,
-    ) -> httpx.Response:
+    ) -> Ask:
         actions = {"GET": "pull", "PUT": "pull,push", "DELETE": "delete"}[method]
         named = "pull" if ":" in reference else "resolve"
-        return self.client.ask(
-            self._ask(
-                method,
-                f"manifests/{reference}",
-                headers=headers,
-                accept=accept,
-                scopes=self._scopes(actions),
-                content=content,
-                capability=named if method == "GET" else "push",
-            )
+        return self._ask(
+            method,
+            f"manifests/{reference}",
+            headers=headers,
+            accept=accept,
+            scopes=self._scopes(actions),
+            content=content,
+            capability=named if method == "GET" else "push",
         )
 
     def _upload_base(self) -> Ask:
         return self._ask("PUT", "blobs", what="a blob's upload", scopes=self._scopes("pull,push"))
+
+    def _begin(self, digest: Digest) -> Upload:
+        """An upload: the one that an attempt to mount has left, or a new one."""
+        with self._lock:
+            upload = self._begun.pop(check_digest(digest), None)
+        if upload is not None:
+            return upload
+        response = self._post("", self._scopes("pull,push"))
+        return begun(self.client, self._upload_base(), response)
 
     def _post(self, query: str, scopes: tuple[str, ...]) -> httpx.Response:
         return self.client.ask(
@@ -384,15 +391,6 @@ class Repository:
 
     def _name(self, reference: str) -> str:
         return f"{self.description}{'@' if ':' in reference else ':'}{reference}"
-
-    def _read_manifest(self, response: httpx.Response, reference: str) -> bytes:
-        import httpx
-
-        what = f"{self.registry}: repository {self.repository}, manifest {reference}"
-        try:
-            return read_body(response, SIZE_LIMIT, what)
-        except httpx.TransportError as error:
-            raise RegistryError(f"{what}: cut off: {error}") from error
 
     def _describe(self, response: httpx.Response, data: bytes, reference: str) -> Descriptor:
         """The descriptor of a manifest that came, checked against what was asked for and said."""

@@ -7,12 +7,13 @@ registry is asked how far it came, and the rest of the chunk is sent again.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 import httpx
 
-from lamina.errors import RegistryError
+from lamina.errors import InvalidImage, RegistryError
 from lamina.oci.registry.answers import refusal
 from lamina.oci.registry.client import Ask, Client
 from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 _OCTETS = ("Content-Type", "application/octet-stream")
 _CHUNK_LIMIT = 256 << 20  # bytes; a registry that wants larger ones gets none
+
+
+class UploadLost(RegistryError):
+    """An upload that has to begin anew; ``kept`` is all that was read for it, if it is at hand."""
+
+    def __init__(self, message: str, *, kept: bytes | None) -> None:
+        super().__init__(message)
+        self.kept = kept
 
 
 class Upload:
@@ -36,15 +45,18 @@ class Upload:
         self._chunk = max(client.options.chunk_size, least)
         self._sent = 0  # bytes that the registry has
 
-    def send(self, descriptor: Descriptor, stream: BinaryIO) -> None:
-        """Send a blob, to be found by its digest; raises what reading it raises."""
-        first = _read(stream, self._chunk)
-        if len(first) == descriptor.size or len(first) < self._chunk:
-            if _read(stream, 1):
-                raise RegistryError(f"{self._base.what}: more bytes than {descriptor.size}")
-            self._complete(descriptor, first)
+    def send(self, descriptor: Descriptor, stream: BinaryIO, before: bytes = b"") -> None:
+        """Send a blob, to be found by its digest; ``before`` comes before the stream.
+
+        Raises what reading the stream raises, and:
+            UploadLost: the registry does not know the upload, or all of it, any more.
+            RegistryError: it does not take the blob.
+        """
+        chunk = before + _read(stream, self._chunk - len(before))
+        if len(chunk) < self._chunk or len(chunk) == descriptor.size:
+            _check_end(stream)
+            self._complete(descriptor, chunk)
             return
-        chunk = first
         while chunk:
             self._append(chunk)
             chunk = _read(stream, self._chunk)
@@ -65,7 +77,7 @@ class Upload:
             if failure is None:
                 continue
             self._wait(attempts, failure, after)
-            self._find_out(start, start + len(chunk))
+            self._find_out(start, chunk)
 
     def _patch(self, data: bytes) -> tuple[RegistryError | None, float | None]:
         before, end = self._sent, self._sent + len(data)
@@ -94,7 +106,7 @@ class Upload:
             if self._is_there(descriptor):  # only the answer was lost
                 return
             self._wait(attempts, failure, after)
-            self._find_out(start, start + len(data))
+            self._find_out(start, data)
 
     def _once(
         self,
@@ -129,17 +141,18 @@ class Upload:
     def _named(self) -> str:
         return f"{self._client.registry}: {self._base.what}"
 
-    def _find_out(self, least: int, most: int) -> None:
-        """Ask how many bytes the registry has; those before ``least`` can't be sent again."""
-        response = self._ask("GET", accept=(204, 202, 200))
+    def _find_out(self, start: int, chunk: bytes) -> None:
+        """Ask how far the registry came with a chunk; what is before it can't be sent again."""
+        response = self._ask("GET", accept=(200, 202, 204, 404, 410, 416))
         self._sent = 0
         self._go_on(response, 0)
         response.close()
-        if not least <= self._sent <= most:
-            raise RegistryError(
-                f"{self._named()}: the registry has {self._sent} bytes "
-                f"of the upload, not {least} to {most}"
-            )
+        if response.is_success and start <= self._sent <= start + len(chunk):
+            return
+        raise UploadLost(
+            f"{self._named()}: cut off after {start} bytes, and the registry has lost them",
+            kept=chunk if start == 0 else None,
+        )
 
     def _go_on(self, response: httpx.Response, otherwise: int) -> None:
         """Take where and from which byte it goes on, from an answer."""
@@ -187,6 +200,35 @@ class Upload:
         )
 
 
+def send_blob(
+    client: Client,
+    begin: Callable[[], Upload],
+    descriptor: Descriptor,
+    stream: BinaryIO,
+    reopen: Callable[[], BinaryIO] | None,
+) -> None:
+    """Send a blob by one upload, and by others while that helps; leave none behind."""
+    attempts, before = Attempts(client.options.retries), b""
+    with ExitStack() as stack:
+        while True:
+            upload = begin()
+            try:
+                upload.send(descriptor, stream, before)
+                return
+            except UploadLost as error:
+                upload.cancel()
+                wait = attempts.next()
+                if wait is None or (error.kept is None and reopen is None):
+                    raise
+                client.pause(wait)
+                before = error.kept or b""
+                if error.kept is None and reopen is not None:
+                    stream = stack.enter_context(reopen())
+            except BaseException:
+                upload.cancel()
+                raise
+
+
 def begun(client: Client, base: Ask, response: httpx.Response) -> Upload:
     """The upload that a 202 has begun; the answer is closed."""
     response.close()
@@ -208,6 +250,12 @@ def location(response: httpx.Response, otherwise: str | None) -> str:
         return str(response.request.url.join(text))
     except httpx.InvalidURL as error:
         raise RegistryError("an upload was begun at what is no address") from error
+
+
+def _check_end(stream: BinaryIO) -> None:
+    """Nothing may follow; a stream that is verified says so itself."""
+    if stream.read(1):
+        raise InvalidImage("a blob that goes on after its size")
 
 
 def _read(stream: BinaryIO, count: int) -> bytes:
