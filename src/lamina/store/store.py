@@ -23,7 +23,6 @@ from lamina.store.work import Work
 if TYPE_CHECKING:
     from lamina.drivers import Driver
     from lamina.oci import RunConfig
-    from lamina.oci.content import Source, Target
     from lamina.oci.registry import Options as RegistryOptions
     from lamina.progress import ProgressCallback
     from lamina.store.adopt import Adoption, DockerSource, Way
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from lamina.store.pruning import Pruned
     from lamina.store.running import Runner
     from lamina.store.transfer.making import Packing
+    from lamina.store.transfer.moving import AnySource, AnyTarget, Form
     from lamina.store.transfer.saving import Saved
     from lamina.store.usage import Usage
 
@@ -196,7 +196,7 @@ class Store:
 
     def load(
         self,
-        source: Source,
+        source: AnySource,
         wanted: Sequence[str] = (),
         *,
         name: str | None = None,
@@ -205,6 +205,10 @@ class Store:
         progress: ProgressCallback | None = None,
     ) -> list[Image]:
         """The images of a layout or archive, or those called ``wanted`` in it.
+
+        ``source`` is the path of an image layout, or a path or readable stream of what ``docker
+        save``, ``podman save``, ``skopeo copy`` or ``ctr export`` writes, compressed or not; or
+        any :class:`lamina.oci.content.Source`.
 
         They get the names that they have there, or, if it is one image, ``name`` alone. Of an
         image for several platforms the one for ``platform`` (``linux/arm64``; by default this
@@ -298,25 +302,32 @@ class Store:
     def save(
         self,
         images: Sequence[str],
-        target: Target,
+        target: AnyTarget,
         *,
+        format: Form = "docker-archive",
         packing: Packing | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[Saved]:
-        """Write images to a layout or archive, which the caller closes: that completes it.
+        """Write images to a layout or an archive.
+
+        ``target`` is a path, which an archive takes the place of when it is complete, a writable
+        stream, or any :class:`lamina.oci.content.Target`, which the caller closes. ``format`` is
+        ``docker-archive`` (every ``docker load`` reads it; layers are not compressed),
+        ``oci-archive``, or ``oci``, a layout in a directory, to which images are added.
 
         An image gets the name that it is given by here, one given by its id gets all its names.
-        Without ``packing`` layers go as plain tars, which is what a docker-archive takes.
 
         Raises:
             ImageNotFound, AmbiguousName: no such image, or several.
             LayerBroken, DigestMismatch: a layer is not what it was.
-            OSError: the target can't be written.
+            InvalidImage: ``packing`` is not possible in this format.
+            OSError: the target can't be written. Nothing is left of a file.
         """
         from lamina.store.transfer import moving
 
         chosen = [(image := self.image(ref), self.images.names_for(image, ref)) for ref in images]
-        return moving.save(self._core, chosen, target, packing, progress or self._core.progress)
+        progress = progress or self._core.progress
+        return moving.save(self._core, chosen, target, format, packing, progress)
 
     def image(self, ref: str) -> Image:
         """The image of a name, an id, or the beginning of one.

@@ -39,7 +39,7 @@ def test_what_went_out_comes_in_again(store: Store, tmp_path: Path, compression:
     load(store, tmp_path / "in")
     image = store.image("box:1")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        (saved,) = store.save(["box:1"], layout, packing=Packing(compression))
+        (saved,) = store.save(["box:1"], layout, format="oci", packing=Packing(compression))
         assert diff_ids(layout, NAME) == image.diff_ids
         manifest = manifest_of(layout)
         assert {layer.media_type for layer in manifest.layers} == {
@@ -57,7 +57,7 @@ def test_what_went_out_comes_in_again(store: Store, tmp_path: Path, compression:
 def test_kept_blobs_go_out_with_the_digests_they_came_with(store: Store, tmp_path: Path) -> None:
     digest = load(store, tmp_path / "in", keep_blobs=True)
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        (saved,) = store.save(["box:1"], layout, packing=Packing())
+        (saved,) = store.save(["box:1"], layout, format="oci", packing=Packing())
         assert layout.resolve(NAME).digest == digest == saved.manifest.digest
         assert saved.changed == ()
     assert store.check(contents=True) == []
@@ -69,7 +69,7 @@ def test_blobs_are_kept_also_of_layers_that_are_there(store: Store, tmp_path: Pa
     load(store, tmp_path / "one")
     digest = load(store, tmp_path / "two", keep_blobs=True)
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        store.save(["box:1"], layout, packing=Packing())
+        store.save(["box:1"], layout, format="oci", packing=Packing())
         assert layout.resolve(NAME).digest == digest
 
 
@@ -77,7 +77,7 @@ def test_it_is_said_when_blobs_can_not_be_what_they_were(store: Store, tmp_path:
     """Others' compression can't be done again; our own can."""
     load(store, tmp_path / "in", "zstd")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        (saved,) = store.save(["box:1"], layout, packing=Packing("gzip", level=9))
+        (saved,) = store.save(["box:1"], layout, format="oci", packing=Packing("gzip", level=9))
         assert list(saved.changed) == store.image("box:1").diff_ids
 
 
@@ -87,7 +87,7 @@ def test_our_own_compression_gives_the_same_again(open_store: MakeStore, tmp_pat
     manifests = []
     for number in range(2):
         with closing(LayoutDirectory.create(tmp_path / f"out{number}")) as layout:
-            store.save(["box:1"], layout, packing=Packing("gzip", threads=number + 1))
+            store.save(["box:1"], layout, format="oci", packing=Packing("gzip", threads=number + 1))
             manifests.append(layout.resolve(NAME).digest)
     assert manifests[0] == manifests[1]
 
@@ -97,7 +97,7 @@ def test_an_image_given_by_its_id_gets_all_its_names(store: Store, tmp_path: Pat
     image = store.image("box:1")
     image.tag("example.com/other:2")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        store.save([image.id], layout)
+        store.save([image.id], layout, format="oci")
         found = {name for named in layout.images() for name in named.names}
     assert found == {NAME, "example.com/other:2"}
 
@@ -109,7 +109,7 @@ def test_an_image_without_a_name_can_be_saved(store: Store, tmp_path: Path) -> N
         with store.container(image) as box:
             (box.root / "new").write_text("new")
             committed = box.commit()
-        store.save([committed.id], layout)
+        store.save([committed.id], layout, format="oci")
     with closing(LayoutDirectory(tmp_path / "out")) as layout:
         (named,) = layout.images()
         assert named.names == ()
@@ -123,7 +123,7 @@ def test_a_committed_image_goes_out_with_its_parents_blobs(store: Store, tmp_pat
         box.commit("box:2")
     made = make(*LAYERS, compression="gzip")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        store.save(["box:2"], layout, packing=Packing())
+        store.save(["box:2"], layout, format="oci", packing=Packing())
         layers = Manifest.decode(
             read_document(layout, layout.resolve("docker.io/library/box:2"))
         ).layers
@@ -139,7 +139,7 @@ def test_a_layer_that_lost_a_file_is_not_saved(store: Store, tmp_path: Path) -> 
     os.unlink(tree / "srv/a")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
         with pytest.raises((LayerBroken, LayerNotFound)):
-            store.save(["box:1"], layout, packing=Packing())
+            store.save(["box:1"], layout, format="oci", packing=Packing())
         assert layout.images() == []
     assert list((store.root / "staging").glob("*/*")) == []
 
@@ -147,7 +147,7 @@ def test_a_layer_that_lost_a_file_is_not_saved(store: Store, tmp_path: Path) -> 
 def test_a_configuration_goes_out_as_it_came(store: Store, tmp_path: Path) -> None:
     load(store, tmp_path / "in")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        store.save(["box:1"], layout, packing=Packing("none"))
+        store.save(["box:1"], layout, format="oci", packing=Packing("none"))
         config = ImageConfig.decode(read_document(layout, manifest_of(layout).config))
     made = [DiffId(d) for d in made_diff_ids(make(*LAYERS, compression="gzip"))]
     assert config.rootfs.diff_ids == made

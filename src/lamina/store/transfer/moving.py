@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
 
 from lamina.errors import ImageNotFound, InvalidImage
 from lamina.oci import normalize
@@ -20,9 +23,19 @@ if TYPE_CHECKING:
     from lamina.progress import ProgressCallback
 
 
+AnySource: TypeAlias = "str | os.PathLike[str] | BinaryIO | Source"
+"""A path of a layout or archive, a stream of an archive, or any source of images."""
+
+AnyTarget: TypeAlias = "str | os.PathLike[str] | BinaryIO | Target"
+"""A path, a stream for an archive, or any target."""
+
+Form: TypeAlias = Literal["docker-archive", "oci-archive", "oci"]
+"""``docker save``'s archive; an OCI image layout as a tar; the same as a directory."""
+
+
 def load(
     core: Core,
-    source: Source,
+    source: AnySource,
     wanted: Sequence[str],
     name: str | None,
     *,
@@ -31,20 +44,40 @@ def load(
     progress: ProgressCallback | None,
 ) -> list[Image]:
     """See :meth:`lamina.store.Store.load`."""
-    found = _wanted(source, wanted)
-    if not found:
-        raise InvalidImage(f"{source.description} has no image")
-    if name is not None and len(found) != 1:
-        raise InvalidImage(
-            f"{source.description} has {len(found)} images, and only one can be called {name}"
-        )
-    loading = Loading(core, source, keep_blobs=keep_blobs, platform=platform, progress=progress)
-    images = []
-    for named in found:
-        names = [normalize(each) for each in ([name] if name else named.names)]
-        what = f"loading {names[0] if names else named.descriptor.digest[7:19]}"
-        images.append(loading.load(named.descriptor, names, what))
-    return images
+    with _source(core, source) as opened:
+        found = _wanted(opened, wanted)
+        if not found:
+            raise InvalidImage(f"{opened.description} has no image")
+        if name is not None and len(found) != 1:
+            raise InvalidImage(
+                f"{opened.description} has {len(found)} images, and only one can be called {name}"
+            )
+        loading = Loading(core, opened, keep_blobs=keep_blobs, platform=platform, progress=progress)
+        images = []
+        for named in found:
+            names = [normalize(each) for each in ([name] if name else named.names)]
+            what = f"loading {names[0] if names else named.descriptor.digest[7:19]}"
+            images.append(loading.load(named.descriptor, names, what))
+        return images
+
+
+@contextmanager
+def _source(core: Core, source: AnySource) -> Iterator[Source]:
+    """The source of images that something is, closed after the block if it was opened here."""
+    from lamina.oci.archives import PlainTar, open_archive
+
+    if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
+        yield source
+        return
+    with core.leases.path() as spool:
+        spool.mkdir(mode=0o700)
+        with closing(open_archive(cast("str | BinaryIO", source), spool)) as opened:
+            if isinstance(opened, PlainTar):
+                raise InvalidImage(
+                    f"{opened.description} is no image but the tar of a file system: "
+                    "'lamina import' makes an image of it"
+                )
+            yield opened
 
 
 def _wanted(source: Source, wanted: Sequence[str]) -> list[Named]:
@@ -66,14 +99,69 @@ def _wanted(source: Source, wanted: Sequence[str]) -> list[Named]:
 def save(
     core: Core,
     images: Sequence[tuple[Image, Sequence[str]]],
-    target: Target,
+    target: AnyTarget,
+    form: Form,
     packing: Packing | None,
     progress: ProgressCallback | None,
 ) -> list[Saved]:
     """Write images, each with some names, to a target."""
-    saving = Saving(core, target, packing, progress=progress)
-    saved = []
-    for image, names in images:
-        full = [str(Reference.parse(name)) for name in names]
-        saved.append(saving.save(image, full, f"saving {names[0] if names else image.short_id}"))
-    return saved
+    if form == "docker-archive":
+        if packing is not None and packing.compression not in (None, "none"):
+            raise InvalidImage(
+                "layers in a docker-archive are not compressed (Docker before 25 could not load "
+                "them): compress the whole archive, or save as oci-archive"
+            )
+        packing = None
+    else:
+        packing = packing or Packing()
+    with _target(target, form) as opened:
+        saving = Saving(core, opened, packing, progress=progress)
+        saved = []
+        for image, names in images:
+            full = [str(Reference.parse(name)) for name in names]
+            what = f"saving {names[0] if names else image.short_id}"
+            saved.append(saving.save(image, full, what))
+        return saved
+
+
+@contextmanager
+def _target(target: AnyTarget, form: Form) -> Iterator[Target]:
+    """A target; a file appears, complete, after the block, and is not there if it fails."""
+    from lamina.oci.archives import DockerArchiveTarget, OciArchiveTarget
+    from lamina.oci.layout import LayoutDirectory
+
+    kind = DockerArchiveTarget if form == "docker-archive" else OciArchiveTarget
+    if isinstance(target, str | os.PathLike):
+        if form == "oci":
+            with closing(LayoutDirectory.create(target)) as layout:
+                yield layout
+            return
+        with _replaced(Path(target)) as file:
+            archive = kind(file, str(target))
+            yield archive
+            archive.close()
+    elif hasattr(target, "write"):
+        archive = kind(cast(BinaryIO, target))
+        yield archive
+        archive.close()
+    else:
+        yield target
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` after the block; what can't be replaced is written.
+
+    Such are devices and pipes.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    staged = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
+    try:
+        with staged.open("xb") as file:
+            yield file
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
