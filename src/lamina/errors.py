@@ -177,6 +177,10 @@ class PlatformNotFound(LaminaError, LookupError):
         self.available = available
 
 
+class RuntimeFailed(LaminaError):
+    """An OCI runtime (runc, crun) that is not installed, or could not start the container."""
+
+
 class RegistryError(LaminaError):
     """A registry refused, can't be reached, or said what it should not.
 

@@ -13,7 +13,7 @@ import marshal
 import os
 import signal
 
-from lamina.errors import CommandNotFound, MountError
+from lamina.errors import CommandNotFound, MountError, RuntimeFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def report(fd: int, error: BaseException) -> None:
     message: tuple[object, ...]
     if isinstance(error, CommandNotFound):
         message = ("command", str(error), error.exit_code)
+    elif isinstance(error, RuntimeFailed):
+        message = ("runtime", str(error))
     elif isinstance(error, MountError):
         what = (error.strerror or "").rsplit(": ", 1)[0]
         message = ("mount", error.errno, what, str(error.filename), error.kernel_log)
@@ -74,33 +76,43 @@ def report(fd: int, error: BaseException) -> None:
     os.write(fd, marshal.dumps(message))
 
 
-def supervise(child: int, signals: Sequence[int]) -> int:
+def supervise(
+    child: int,
+    signals: Sequence[int],
+    *,
+    send: Callable[[int, int], None] = os.kill,
+    at_end: Callable[[], None] = lambda: None,
+) -> int:
     """Wait for ``child`` and reap whatever else ends; pass ``signals`` on to it meanwhile.
 
+    ``send`` is how; ``at_end`` is called when the child has ended and /proc still knows it.
     Returns its exit status as a shell has it: 128 + n when signal n ended it.
     """
     watched = {*signals, signal.SIGCHLD, END}
     while True:
         number = signal.sigwait(watched)
         if number == signal.SIGCHLD:
-            status = _reap(child)
+            status = _reap(child, at_end)
             if status is not None:
                 return status
         else:
-            os.kill(child, signal.SIGKILL if number == END else number)
+            send(child, signal.SIGKILL if number == END else number)
 
 
-def _reap(child: int) -> int | None:
+def _reap(child: int, at_end: Callable[[], None]) -> int | None:
     """Collect all that ended; the exit status of ``child`` if it is among them."""
     found = None
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return found
-        if pid == 0:
+        if ended is None:
             return found
-        if pid == child:
+        if ended.si_pid == child:
+            at_end()
+        _, status = os.waitpid(ended.si_pid, 0)
+        if ended.si_pid == child:
             code = os.waitstatus_to_exitcode(status)
             found = code if code >= 0 else 128 - code
 

@@ -13,7 +13,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
-from lamina.errors import CommandNotFound, LaminaError, MountError, PermissionRequired
+from lamina.errors import (
+    CommandNotFound,
+    LaminaError,
+    MountError,
+    PermissionRequired,
+    RuntimeFailed,
+)
 from lamina.sandbox.child import END, FORWARDED, FROM_TERMINAL
 
 File = int | IO[Any] | None
@@ -70,6 +76,10 @@ class Helper:
             pass
         self._errors.close()
 
+    def is_terminal(self, *fds: int) -> bool:
+        """Whether all of these, of 0, 1 and 2, are terminals for what it runs."""
+        return all(_is_terminal(self._files[fd], fd) for fd in fds)
+
     def run(
         self,
         spec: Mapping[str, object],
@@ -86,7 +96,8 @@ class Helper:
         from the main thread, INT, TERM, HUP, QUIT, WINCH, USR1 and USR2 go on to the command,
         which then decides; else they do to the caller what they always do. ``on_terminal``
         (whether one of the three files is one) says that the command stays in the caller's
-        session, on its terminal. ``input`` is for a helper whose stdin is PIPE.
+        session, on its terminal; by default it does if there is one. ``input`` is for a helper
+        whose stdin is PIPE.
 
         If the caller stops waiting (an exception, a timeout) everything that the helper started
         is killed before this returns.
@@ -158,6 +169,8 @@ def raise_reported(message: tuple[Any, ...]) -> NoReturn:
         raise CommandNotFound(*rest)
     if kind == "mount":
         raise MountError(*rest)
+    if kind == "runtime":
+        raise RuntimeFailed(*rest)
     if kind == "os":
         number, text, name = rest
         if text == "user namespace":

@@ -18,6 +18,7 @@ from lamina.sandbox import child, inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     Spec = dict[str, Any]
@@ -32,11 +33,11 @@ _NAMESPACES = (
 
 def main() -> NoReturn:
     """What a ``helper.Helper`` starts."""
-    child.serve(supervise_container, int(sys.argv[2]), int(sys.argv[3]))
+    child.serve(lambda spec: supervise_container(spec, pid_one), int(sys.argv[2]), int(sys.argv[3]))
 
 
-def supervise_container(spec: Spec) -> int:
-    """Make the pid namespace, start its pid 1, and wait for it."""
+def supervise_container(spec: Spec, first: Callable[[Spec], int]) -> int:
+    """Make the pid namespace, start ``first`` as its pid 1, and wait for it."""
     die_with(spec["caller"], child.END)
     if spec["uid_map"]:
         enter_user_namespace(spec["uid_map"], spec["gid_map"])
@@ -47,21 +48,14 @@ def supervise_container(spec: Spec) -> int:
     pid = os.fork()
     if pid == 0:
         os.close(alive)
-        run_in_child(spec, pid_one)
+        run_in_child(spec, first)
     os.close(spec["errors"])
     return child.supervise(pid, passed_on(spec["on_terminal"]))
 
 
 def pid_one(spec: Spec) -> int:
     """Pid 1: set up the container, start the command, reap until it ends."""
-    process.set_parent_death_signal(signal.SIGKILL)
-    os.set_blocking(spec["alive"], False)
-    try:
-        os.read(spec["alive"], 1)
-    except BlockingIOError:
-        os.close(spec["alive"])
-    else:  # end of file: the helper was gone before we could ask to die with it
-        return 128 + signal.SIGKILL
+    die_with_helper(spec)
     namespaces.unshare(_NAMESPACES | (namespaces.CLONE_NEWNET if spec["private_network"] else 0))
     if spec["private_network"]:
         from lamina.kernel import network
@@ -102,6 +96,18 @@ def die_with(caller: int, number: int) -> None:
     """Be sent ``number`` when the caller ends, also if it has ended already."""
     process.set_parent_death_signal(number)
     if os.getppid() != caller:
+        os._exit(128 + signal.SIGKILL)
+
+
+def die_with_helper(spec: Spec) -> None:
+    """For pid 1: be killed when the helper ends, also if it has ended already."""
+    process.set_parent_death_signal(signal.SIGKILL)
+    os.set_blocking(spec["alive"], False)
+    try:
+        os.read(spec["alive"], 1)
+    except BlockingIOError:
+        os.close(spec["alive"])
+    else:  # end of file: the helper was gone before we could ask to die with it
         os._exit(128 + signal.SIGKILL)
 
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lamina.errors import UnmappedId
 from lamina.kernel.idmap import IdMap, IdRange
@@ -21,6 +21,9 @@ from lamina.kernel.process import capability_mask
 from lamina.sandbox import mountpoints, users
 from lamina.sandbox.child import DEFAULT_PATH
 from lamina.sandbox.helper import File, Helper
+
+if TYPE_CHECKING:
+    from lamina.sandbox.runtime import Runtime
 
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -69,6 +72,7 @@ def run(
     stdout: File = None,
     stderr: File = None,
     helper: Helper | None = None,
+    runtime: Runtime | None = None,
     check: bool = False,
     timeout: float | None = None,
     forward_signals: bool = False,
@@ -82,12 +86,15 @@ def run(
     the user alone. ``stdin``, ``stdout``, ``stderr``, ``input``, ``check`` and ``timeout``
     (seconds) are subprocess.run's; ``forward_signals`` is for a program that only waits for
     the command, and passes on what it is sent. ``helper`` is one of ``init`` that was started
-    before, with the three files; those and ``input`` are then not given here.
+    before, with the three files; those and ``input`` are then not given here. With ``runtime``
+    an OCI runtime makes the container, and the command is its pid 1; ``helper`` is then one of
+    ``runtime.HELPER``.
 
     ``returncode`` is the command's exit status, or 128 + n when signal n ended it. Raises
     CommandNotFound, UserNotFound, PermissionRequired where user namespaces are off, OSError or
-    MountError when the container can't be set up; CalledProcessError and TimeoutExpired as
-    subprocess does. Whatever happens, no process of the container is left.
+    MountError (RuntimeFailed with ``runtime``) when the container can't be set up;
+    CalledProcessError and TimeoutExpired as subprocess does. Whatever happens, no process of the
+    container is left.
     """
     if isinstance(argv, str | bytes):
         raise TypeError(f"a command is a list of words, as ['sh', '-c', ...], not {argv!r}")
@@ -95,13 +102,13 @@ def run(
         raise ValueError("an empty command")
     words = [os.fspath(word) for word in argv]
     name = hostname or os.uname().nodename
-    uid_map, gid_map = _id_maps(idmap)
+    uid_map, gid_map = id_maps(idmap)
     with ExitStack() as stack:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root_fd)
         who = users.look_up(root_fd, user)
-        _check_mapped(who, uid_map, gid_map)
-        files = _network_files(network, name)
+        check_mapped(who, uid_map, gid_map)
+        files = network_files(network, name)
         binds = [(str(b.source), b.target, b.read_only) for b in mounts]
         wanted = [
             *((path, True) for path in _DIRECTORIES),
@@ -112,7 +119,7 @@ def run(
         spec = {
             "root": os.fspath(root),
             "argv": words,
-            "env": _environment(env, who.home, name),
+            "env": environment(env, who.home, name),
             "cwd": cwd,
             "uid": who.uid,
             "gid": who.gid,
@@ -129,16 +136,27 @@ def run(
         }
         if helper is None:
             stdin = subprocess.PIPE if input is not None else stdin
-            helper = Helper("init", stdin=stdin, stdout=stdout, stderr=stderr)
-        done = stack.enter_context(helper).run(
-            spec, args=words, input=input, timeout=timeout, forward_signals=forward_signals
+            kind = "init" if runtime is None else runtime.HELPER
+            helper = Helper(kind, stdin=stdin, stdout=stdout, stderr=stderr)
+        stack.enter_context(helper)
+        on_terminal = None
+        if runtime is not None:
+            on_terminal = helper.is_terminal(0, 1, 2)
+            spec = stack.enter_context(runtime.bundled({**spec, "terminal": on_terminal}))
+        done = helper.run(
+            spec,
+            args=words,
+            input=input,
+            timeout=timeout,
+            forward_signals=forward_signals,
+            on_terminal=on_terminal,
         )
     if check:
         done.check_returncode()
     return done
 
 
-def _id_maps(idmap: IdMap | None) -> tuple[list[str], list[str]]:
+def id_maps(idmap: IdMap | None) -> tuple[list[str], list[str]]:
     """The lines of the user namespace's maps; none when no namespace is needed."""
     if idmap is None and os.geteuid() != 0:
         idmap = IdMap((IdRange(0, os.geteuid(), 1),), (IdRange(0, os.getegid(), 1),))
@@ -147,14 +165,16 @@ def _id_maps(idmap: IdMap | None) -> tuple[list[str], list[str]]:
     return [str(r) for r in idmap.uids], [str(r) for r in idmap.gids]
 
 
-def _check_mapped(who: users.Identity, uid_map: list[str], gid_map: list[str]) -> None:
+def check_mapped(who: users.Identity, uid_map: list[str], gid_map: list[str]) -> None:
+    """:class:`UnmappedId` if these maps have no place for the user or group."""
     for number, lines, kind in ((who.uid, uid_map, "user"), (who.gid, gid_map, "group")):
         ranges = [tuple(map(int, line.split())) for line in lines]
         if ranges and not any(start <= number < start + size for start, _, size in ranges):
             raise UnmappedId(f"{kind} id {number} has no place in this user namespace")
 
 
-def _environment(env: Mapping[str, str] | None, home: str, hostname: str) -> dict[str, str]:
+def environment(env: Mapping[str, str] | None, home: str, hostname: str) -> dict[str, str]:
+    """What a command is given: ``env``, over Docker's defaults."""
     full = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home}
     if os.isatty(1) or os.isatty(0):
         full["TERM"] = os.environ.get("TERM", "xterm")
@@ -162,7 +182,7 @@ def _environment(env: Mapping[str, str] | None, home: str, hostname: str) -> dic
     return full
 
 
-def _network_files(network: str, hostname: str) -> dict[str, bytes]:
+def network_files(network: str, hostname: str) -> dict[str, bytes]:
     """What the container finds in /etc about names: the host's, or itself alone."""
     if network not in ("host", "none"):
         raise ValueError(f"network is 'host' or 'none', not {network!r}")
