@@ -30,7 +30,9 @@ HEAVY = {
 # Whole rooms, and the modules of the store's that are for other work than a start.
 UNUSED_BY_RUN = (
     "lamina.archive",
-    "lamina.oci.config",
+    *(f"lamina.oci.{m}" for m in ("config", "conversion", "runtime")),
+    "lamina.sandbox.bundle",
+    "lamina.sandbox.runtime",
     *(f"lamina.store.{m}" for m in ("checking", "committing", "observing", "pruning", "usage")),
 )
 UNUSED_BY_TRY = (

@@ -37,6 +37,12 @@ def test_ids_without_a_place_are_refused() -> None:
         MAP.to_container(1000, 5)
 
 
+def test_a_process_has_the_map_of_its_user_namespace() -> None:
+    lines = Path("/proc/self/uid_map").read_text().splitlines()
+    assert [str(r).split() for r in IdMap.of_process().uids] == [line.split() for line in lines]
+    assert IdMap.of_process() == IdMap.of_process(os.getpid())
+
+
 def test_ranges_must_not_overlap() -> None:
     with pytest.raises(ValueError, match="two ranges"):
         IdMap((IdRange(0, 1000, 10), IdRange(5, 2000, 1)), (IdRange(0, 0, 1),))

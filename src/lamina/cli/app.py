@@ -41,6 +41,7 @@ VERBS = {
     "rollback": Verb("Changes", "Take a container back to a snapshot"),
     "import": Verb("Images", "Make an image of a tar archive or a directory"),
     "images": Verb("Images", "List images"),
+    "bundle": Verb("Images", "Write an OCI runtime bundle of an image"),
     "adopt": Verb("Images", "Take over images and containers that Docker left on AUFS"),
     "tag": Verb("Images", "Give an image another name"),
     "rmi": Verb("Images", "Remove images"),

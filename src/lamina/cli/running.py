@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +15,10 @@ import click
 from lamina.cli import completing
 
 if TYPE_CHECKING:
+    from lamina.api import Store
+    from lamina.kernel.idmap import IdMap
     from lamina.sandbox.helper import Helper
-    from lamina.store import Container, Image, Store
+    from lamina.store import Container, Image
 
 LABEL = "io.lamina.run"
 """The label of a container in which its :class:`HowToRun` is kept, as JSON."""
@@ -36,6 +38,7 @@ class HowToRun(NamedTuple):
     volumes: tuple[tuple[str, str, bool], ...] = ()
     """Host path, container path, whether read-only."""
     interactive: bool = False
+    runtime: str | None = None
 
     @classmethod
     def of(cls, container: Container) -> HowToRun:
@@ -51,13 +54,25 @@ class HowToRun(NamedTuple):
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options and arguments of run and create."""
-    for option in reversed(_OPTIONS):
+    return _with(command, [_NAME, *_HOW, *_CONTAINER_ONLY, _IMAGE_OR_DIRECTORY, _COMMAND])
+
+
+def bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of them that say how a command is run, and bundle's own arguments."""
+    target = click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+    image = click.argument("image", metavar="IMAGE", shell_complete=completing.images)
+    return _with(command, [*_HOW, _TERMINAL, image, target, _COMMAND])
+
+
+def _with(command: Callable[..., Any], options: Sequence[Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-_OPTIONS = [
-    click.option("--name", metavar="NAME", help="What to call the container."),
+_NAME = click.option("--name", metavar="NAME", help="What to call the container.")
+
+_HOW = [
     click.option("-e", "--env", metavar="NAME[=VALUE]", multiple=True,
                  help="Set a variable, or pass on one of this environment."),
     click.option("--env-file", metavar="FILE", multiple=True,
@@ -72,15 +87,23 @@ _OPTIONS = [
     click.option("--hostname", metavar="NAME", help="The machine's name inside."),
     click.option("--entrypoint", metavar="COMMAND",
                  help="Run this instead of the image's entrypoint."),
+]  # fmt: skip
+
+_TERMINAL = click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+
+_CONTAINER_ONLY = [
     click.option("-i", "--interactive", is_flag=True,
                  help="Pass stdin on also if it is no terminal."),
     click.option("-t", "--tty", is_flag=True,
                  help="Accepted for Docker's sake: a terminal is always passed on."),
+    click.option("--runtime", type=click.Choice(["crun", "runc"]),
+                 help="Have this OCI runtime make the container instead of Lamina itself."),
     click.option("--storage-opt", "size", metavar="size=SIZE", callback=lambda c, p, v: _size(v),
                  help="Limit what can be written, where the driver can."),
-    click.argument("image", metavar="IMAGE|DIR", shell_complete=completing.images),
-    click.argument("command", metavar="[COMMAND] [ARG]...", nargs=-1, type=click.UNPROCESSED),
 ]  # fmt: skip
+
+_IMAGE_OR_DIRECTORY = click.argument("image", metavar="IMAGE|DIR", shell_complete=completing.images)
+_COMMAND = click.argument("command", metavar="[COMMAND] [ARG]...", nargs=-1, type=click.UNPROCESSED)
 
 
 def create(
@@ -104,6 +127,7 @@ def create(
         hostname=given["hostname"],
         volumes=tuple(map(_volume, given["volume"])),
         interactive=given["interactive"],
+        runtime=given["runtime"],
     )
     base = _base(store, image)
     argv = _argv(base, command, given["entrypoint"])
@@ -120,11 +144,46 @@ def create(
     )
 
 
-def early_helper(*, interactive: bool) -> Helper:
-    """What is to run the command, for :func:`run_command`; it starts while the store is opened."""
+def bundle(
+    store: Store, *, image: str, target: Path, command: tuple[str, ...], idmap: IdMap | None,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Write the bundle that these options describe; see :meth:`lamina.Store.bundle`."""
+    from lamina.sandbox.run import Bind
+
+    base = store.image(image)
+    argv = _argv(base, command, given["entrypoint"])
+    if not argv:
+        raise click.UsageError(_NO_COMMAND)
+    store.bundle(
+        base,
+        target,
+        argv,
+        env=_environment(given["env"], given["env_file"]),
+        cwd=given["workdir"],
+        user=given["user"],
+        network=given["network"],
+        hostname=given["hostname"],
+        terminal=given["tty"],
+        mounts=[Bind(Path(host), at, ro) for host, at, ro in map(_volume, given["volume"])],
+        idmap=idmap,
+    )
+
+
+def early_helper(*, interactive: bool, runtime: str | None) -> Helper:
+    """What is to run the command, for :func:`run_command`; it starts while the store is opened.
+
+    Raises RuntimeFailed when there is no such runtime on this machine.
+    """
     from lamina.sandbox.helper import Helper
 
-    return Helper("init", stdin=_stdin(interactive))
+    kind = "init"
+    if runtime is not None:
+        from lamina.sandbox.runtime import Runtime, find_runtime
+
+        find_runtime(runtime)
+        kind = Runtime.HELPER
+    return Helper(kind, stdin=_stdin(interactive))
 
 
 def run_command(
@@ -146,6 +205,7 @@ def run_command(
         mounts=[Bind(Path(host), target, ro) for host, target, ro in how.volumes],
         stdin=None if helper else _stdin(how.interactive or interactive),
         helper=helper,
+        runtime=how.runtime,
         check=False,
         forward_signals=True,
     )

@@ -13,8 +13,8 @@ from lamina.cli.messages import say
 from lamina.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from lamina.api import Store
     from lamina.progress import ProgressCallback
-    from lamina.store import Store
 
 
 class Session:
@@ -48,7 +48,7 @@ class Session:
         log.before_first(self._hear_warnings)
         with ExitStack() as stack:
             report = stack.enter_context(self.progress()) if progress else None
-            from lamina import Store
+            from lamina.api import Store
 
             store = Store(
                 settings.root,

@@ -82,6 +82,11 @@ class IdMap(_Maps):
             (IdRange(0, gid, 1), *_subordinate(subgid, entry.pw_name, uid)),
         )
 
+    @classmethod
+    def of_process(cls, pid: int | str = "self") -> IdMap:
+        """The map of a process's user namespace, to the ids of the one above it."""
+        return cls(_ranges(Path(f"/proc/{pid}/uid_map")), _ranges(Path(f"/proc/{pid}/gid_map")))
+
     @property
     def root(self) -> tuple[int, int]:
         """(uid, gid) on the host of root inside."""
@@ -98,6 +103,10 @@ class IdMap(_Maps):
         if not self.uids:
             return uid, gid
         return _down(self.uids, uid, "user"), _down(self.gids, gid, "group")
+
+
+def _ranges(path: Path) -> tuple[IdRange, ...]:
+    return tuple(IdRange(*map(int, line.split())) for line in path.read_text().splitlines())
 
 
 def _up(ranges: tuple[IdRange, ...], inside: int, kind: str) -> int:

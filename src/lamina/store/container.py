@@ -223,13 +223,15 @@ class Container:
         check: bool = True,
         network: str = "host",
         capture: bool = False,
+        runtime: str | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the container and wait for its end.
 
         Environment, directory and user default to what the image says; ``env`` adds to it.
-        ``capture`` collects stdout and stderr; other options (``stdin``, ``mounts``,
-        ``timeout``...) are those of :func:`lamina.sandbox.run.run`.
+        ``capture`` collects stdout and stderr. With ``runtime`` ("crun" or "runc") that OCI
+        runtime makes the container, and the command is its pid 1. Other options (``stdin``,
+        ``mounts``, ``timeout``...) are those of :func:`lamina.sandbox.run.run`.
 
         Raises:
             subprocess.CalledProcessError: with ``check``, when the status is not 0.
@@ -240,6 +242,8 @@ class Container:
             raise LaminaError("this store can't run commands: use lamina.Store")
         image = self.image
         defaults = Defaults() if image is None else image.defaults
+        if runtime is not None:
+            options |= {"runtime": runtime, "runtime_state": self._core.run / "oci"}
         if capture:
             import subprocess
 

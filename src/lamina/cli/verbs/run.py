@@ -29,7 +29,7 @@ def command(session: Session, /, rm: bool, **given: Any) -> int:
     """
     session.enter()
     with (
-        early_helper(interactive=given["interactive"]) as helper,
+        early_helper(interactive=given["interactive"], runtime=given["runtime"]) as helper,
         session.store() as store,
         create(store, rm=rm, runs=True, **given) as container,
     ):
