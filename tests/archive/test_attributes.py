@@ -8,11 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamina.archive import acl, owners
-from lamina.archive.attributes import ACL_ACCESS, ACL_DEFAULT, CAPABILITY, Attributes
+from lamina.archive.attributes import Attributes
 from lamina.archive.placement import clean
-from lamina.archive.xattrs import to_container
+from lamina.archive.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY, to_container
 from lamina.errors import InvalidArchive, UnmappedId
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap, IdRange
@@ -49,6 +51,22 @@ def test_acl_text_is_what_setfacl_makes_of_it(tmp_path: Path, record: str) -> No
 def test_what_is_no_acl_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         acl.parse(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["user", "group"]), st.integers(0, 2**32 - 2), st.integers(0, 7)),
+        unique_by=lambda entry: entry[:2],
+    )
+)
+def test_text_is_the_inverse_of_parse(named: list[tuple[str, int, int]]) -> None:
+    lines = [f"{kind}:{number}:{rights(bits)}" for kind, number, bits in named]
+    value = acl.parse(",".join(["user::rwx", "group::r-x", "mask::rw-", "other::---", *lines]))
+    assert acl.parse(acl.text(value)) == value
+
+
+def rights(bits: int) -> str:
+    return "".join(letter if bits & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1)))
 
 
 @pytest.mark.parametrize("value", [b"", b"\2\0\0\0x", b"\1\0\0\0", b"\2\0\0\0" + bytes(9)])
@@ -97,7 +115,7 @@ def test_one_warning_a_kind() -> None:
     said: list[str] = []
     policy = Attributes(owners.Root(IdMap()), said.append)
     for number in range(50):
-        policy.wanted({f"trusted.overlay.{number}": b"", "security.selinux": b""}, b"f")
+        policy.wanted({f"system.nfs4.{number}": b"", "security.selinux": b""}, b"f")
     assert len(said) == 2 and all("first at f" in line for line in said)
 
 

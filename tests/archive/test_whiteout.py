@@ -167,6 +167,7 @@ def test_a_private_xattr_is_that_of_the_format_alone() -> None:
     assert not OVERLAY.private_xattr("user.overlay.origin")
     assert OVERLAY_USER.private_xattr("user.overlay.origin")
     assert not AUFS.private_xattr("trusted.overlay.origin")
+    assert not OVERLAY.private_xattr("trusted.overlay.overlay.origin")  # another overlay's in it
 
 
 @pytest.mark.parametrize(

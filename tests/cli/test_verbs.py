@@ -278,6 +278,22 @@ class TestContainers:
         assert {"new/file", "etc/motd", "bin/sh"} <= names
         assert "etc/gone" not in names
 
+    def test_attributes_go_along_as_asked(self, cli: Cli, box: str, tmp_path: Path) -> None:
+        root = Path(cli("mount", box).strip())
+        os.setxattr(root / "etc/motd", "security.note", b"1")
+        cli("umount", box)
+        for options, kept in (([], False), (["--xattrs", "all"], True)):
+            cli("export", *options, "-o", tmp_path / "box.tar", box)
+            with tarfile.open(tmp_path / "box.tar") as tar:
+                headers = tar.getmember("etc/motd").pax_headers
+            assert ("SCHILY.xattr.security.note" in headers) is kept
+            cli("commit", *options, box, "made:1")
+            made = cli("create", "made:1").strip()
+            root = Path(cli("mount", made).strip())
+            assert os.listxattr(root / "etc/motd") == ["security.note"] * kept
+            cli("umount", made)
+        assert "'all'" in cli.fails("commit", "--xattrs", "some", box, status=2)
+
     def test_export_to_a_full_disk_leaves_no_half_archive(
         self, cli: Cli, box: str, tmpfs_small: Path
     ) -> None:

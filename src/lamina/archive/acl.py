@@ -8,7 +8,7 @@ GNU tar, star and bsdtar store an ACL as the text of acl(5) in the pax records
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 RECORDS: Final = {
@@ -54,16 +54,33 @@ def parse(text: str) -> bytes:
 
 def mapped(value: bytes, user: MapId, group: MapId) -> bytes:
     """An attribute with its user and group ids mapped; ValueError when it is malformed."""
-    if not value.startswith(_HEADER) or len(value) % _ENTRY.size != len(_HEADER):
-        raise ValueError("not a POSIX ACL")
     result = bytearray(_HEADER)
-    for tag, bits, number in _ENTRY.iter_unpack(value[len(_HEADER) :]):
+    for tag, bits, number in _entries(value):
         if tag == _USER:
             number = user(number)
         elif tag == _GROUP:
             number = group(number)
         result += _ENTRY.pack(tag, bits, number)
     return bytes(result)
+
+
+def text(value: bytes) -> str:
+    """An attribute in text form, users and groups by number; ValueError when it is malformed."""
+    names = {tag: name for (name, _), tag in _TAGS.items()}
+    lines = []
+    for tag, bits, number in _entries(value):
+        if tag not in names:
+            raise ValueError("not a POSIX ACL")
+        who = str(number) if tag in (_USER, _GROUP) else ""
+        rights = "".join(letter if bits & bit else "-" for letter, bit in _BITS.items() if bit)
+        lines.append(f"{names[tag]}:{who}:{rights}")
+    return ",".join(lines)
+
+
+def _entries(value: bytes) -> Iterator[tuple[int, int, int]]:
+    if not value.startswith(_HEADER) or len(value) % _ENTRY.size != len(_HEADER):
+        raise ValueError("not a POSIX ACL")
+    return _ENTRY.iter_unpack(value[len(_HEADER) :])
 
 
 def _entry(line: str) -> tuple[int, int, int]:

@@ -1,8 +1,9 @@
 """Extended attributes on the way from an archive or a lower layer to a file.
 
-Which are kept is a table (:data:`LEFT_OUT`), the rest are set as they are, but for ids inside of
-them, which are mapped as owners are: POSIX ACLs name users and groups (acl(5)), and file
-capabilities of version 3 a root user (capabilities(7)).
+Which are taken is a table (:data:`lamina.archive.xattrs.RULES`); what would be read as a mark of
+the layer's format gets the name that the format has for it, or is left out. Values are set as they
+are, but for ids inside of them, which are mapped as owners are: POSIX ACLs name users and groups
+(acl(5)), and file capabilities of version 3 a root user (capabilities(7)).
 """
 
 from __future__ import annotations
@@ -11,26 +12,14 @@ import errno
 import os
 import struct
 from collections.abc import Mapping
-from typing import Final
 
 from lamina.archive import acl
 from lamina.archive.owners import Owners, Warn
+from lamina.archive.whiteout import PLAIN, View
+from lamina.archive.xattrs import ACL_ACCESS, ACL_DEFAULT, CAPABILITY, Scope, rule
 from lamina.errors import InvalidArchive, UnmappedId, printable
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap
-
-CAPABILITY: Final = "security.capability"
-ACL_DEFAULT: Final = "system.posix_acl_default"
-ACL_ACCESS: Final = "system.posix_acl_access"
-
-LEFT_OUT: Final = {
-    "trusted.overlay.": "it would be read as overlayfs's own mark",
-    "user.overlay.": "it would be read as overlayfs's own mark",
-    "security.selinux": "a layer's label is given when it is mounted",
-    "trusted.SGI_ACL_": "it is how XFS keeps the POSIX ACL that is there already",
-}
-"""Prefix of names, and why it is not set from an archive. Whiteouts and opaque directories have
-names of their own in archives; a mark set raw would hide or redirect files of other layers."""
 
 _NAME_MAX = 255  # XATTR_NAME_MAX and XATTR_SIZE_MAX in include/uapi/linux/limits.h
 _VALUE_MAX = 65536
@@ -45,15 +34,19 @@ _NOT_HERE = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES})
 
 
 class Attributes:
-    """Sets attributes under one policy of owners, and warns once of each kind that it can't."""
+    """Sets attributes under one policy of owners, and warns once of each kind that it can't.
 
-    def __init__(self, owners: Owners, warn: Warn) -> None:
+    ``fmt`` is how the layer is kept on disk.
+    """
+
+    def __init__(self, owners: Owners, warn: Warn, fmt: View = PLAIN) -> None:
         self._owners = owners
         self._warn = warn
+        self._fmt = fmt
         self._warned: set[str] = set()
 
     def wanted(self, attributes: Mapping[str, bytes], entry: bytes) -> dict[str, bytes]:
-        """What of an archive's attributes is to be set on disk: kept names, mapped values.
+        """What of an archive's attributes is to be set on disk: names there, mapped values.
 
         Raises InvalidArchive for values whose ids can't be read, and for what no file can have.
         """
@@ -62,11 +55,14 @@ class Attributes:
             if len(os.fsencode(name)) > _NAME_MAX or len(value) > _VALUE_MAX:
                 why = f"attribute {printable(name)} is longer than attributes can be"
                 raise InvalidArchive(why, entry)
+            on_disk = self._fmt.disk_xattr(name)
             reason = left_out(name)
+            if on_disk is None or len(os.fsencode(on_disk)) > _NAME_MAX:
+                reason = "on disk it would be read as a mark"
             if reason is not None:
                 self.warn_once(name, f"attribute {name} is left out: {reason}", entry)
-            elif value or name not in (ACL_ACCESS, ACL_DEFAULT):
-                wanted[name] = _mapped(name, value, self._owners.idmap, entry)
+            elif on_disk is not None and (value or name not in (ACL_ACCESS, ACL_DEFAULT)):
+                wanted[on_disk] = _mapped(name, value, self._owners.idmap, entry)
         return wanted
 
     def apply(self, file: int | bytes, attributes: Mapping[str, bytes], entry: bytes) -> None:
@@ -114,10 +110,8 @@ def _fault_of(name: str, error: OSError) -> str | None:
 
 def left_out(name: str) -> str | None:
     """Why an attribute is never taken from an archive, or None: it is."""
-    for prefix, reason in LEFT_OUT.items():
-        if name.startswith(prefix):
-            return reason
-    return None
+    found = rule(name)
+    return found.why if found.scope is Scope.NEVER else None
 
 
 def is_mirror(name: str) -> bool:

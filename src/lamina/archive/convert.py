@@ -6,7 +6,7 @@ import os
 import stat
 
 from lamina.archive.stack import Node, NodeKind, walk
-from lamina.archive.whiteout import AUFS, WHITEOUT_PREFIX, Format
+from lamina.archive.whiteout import AUFS, WHITEOUT_PREFIX, Format, same_xattr
 from lamina.errors import InvalidArchive
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path
@@ -20,7 +20,8 @@ def convert(tree: int | str | bytes | os.PathLike[str], source: Format, target: 
 
     What the layer shows and hides stays the same. Of AUFS, a live entry beside its own whiteout
     goes (AUFS does not show it), and so do ``.wh..wh.*`` bookkeeping and marks of no effect; of
-    overlayfs, its private attributes. Directories keep their times.
+    overlayfs, its private attributes and those that the target would not have under the same name.
+    Directories keep their times.
 
     May be interrupted and run again: a mark is written before the one it stands for is removed.
     Raises OSError; LayerBroken where part of the layer lies in another one (overlayfs's
@@ -35,7 +36,7 @@ def convert(tree: int | str | bytes | os.PathLike[str], source: Format, target: 
         if node.fd >= 0:
             _directory(node, source, target)
         elif node.status is not None:
-            _strip(fd_path(node.dir_fd, node.name), source, node.path)
+            _strip(fd_path(node.dir_fd, node.name), source, target, node.path)
 
 
 def _check_names(tree: int | str | bytes | os.PathLike[str], source: Format) -> None:
@@ -64,7 +65,7 @@ def _directory(node: Node, source: Format, target: Format) -> None:
     for name in map(os.fsencode, os.listdir(fd)):
         if source.is_meta(name) or name == _STAGED:
             remove_tree(fd_path(fd, name))
-    _strip(fd, source, node.path)
+    _strip(fd, source, target, node.path)
     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -82,9 +83,9 @@ def _write(fd: int, name: bytes, target: Format) -> None:
         os.rename(_STAGED, name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
-def _strip(file: int | bytes, source: Format, path: bytes) -> None:
-    """Remove the attributes that only the source format understands."""
+def _strip(file: int | bytes, source: Format, target: Format, path: bytes) -> None:
+    """Remove the attributes that the target, whose marks are written, does not have as they are."""
     for name in xattr.list_all(file):
-        if source.private_xattr(name):
+        if not target.private_xattr(name) and not same_xattr(name, source, target):
             source.check_xattr(name, path)
             xattr.remove(file, name)

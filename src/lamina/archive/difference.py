@@ -10,6 +10,7 @@ from lamina.archive.descent import Tree
 from lamina.archive.pack import PackOptions, pack_nodes
 from lamina.archive.stack import Node, NodeKind, Vanished, size, walk
 from lamina.archive.whiteout import PLAIN
+from lamina.archive.xattrs import DEFAULT_POLICY, XattrPolicy
 from lamina.kernel.idmap import IdMap
 
 
@@ -21,8 +22,11 @@ def pack_difference(
     Both trees are compared as :func:`lamina.archive.changes.changes_between` does, before the
     first piece comes.
     """
+    policy = DEFAULT_POLICY if options is None else options.xattrs
     return pack_nodes(
-        lambda vanished: difference(new, old, vanished=vanished), idmap=idmap, options=options
+        lambda vanished: difference(new, old, vanished=vanished, policy=policy),
+        idmap=idmap,
+        options=options,
     )
 
 
@@ -31,14 +35,20 @@ def size_of_difference(new: Tree, old: Tree) -> int:
     return size(difference(new, old))
 
 
-def difference(new: Tree, old: Tree, *, vanished: Vanished | None = None) -> Iterator[Node]:
+def difference(
+    new: Tree,
+    old: Tree,
+    *,
+    vanished: Vanished | None = None,
+    policy: XattrPolicy = DEFAULT_POLICY,
+) -> Iterator[Node]:
     """The nodes of ``new`` that are not as in ``old``, and whiteouts of what is gone.
 
     In the order of :func:`lamina.archive.stack.walk`; the top is left out.
     """
     changed: set[bytes] = set()
     gone: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    for change in changes_between(new, old):
+    for change in changes_between(new, old, policy=policy):
         path = change.path[1:]
         if change.kind is Kind.DELETED:
             head, _, name = path.rpartition(b"/")

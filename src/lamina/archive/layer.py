@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lamina.archive.aside import Aside
-from lamina.archive.attributes import ACL_DEFAULT
 from lamina.archive.lookup import Lookup
 from lamina.archive.metadata import Metadata
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
 from lamina.archive.stack import walk
 from lamina.archive.tar import Entry
 from lamina.archive.whiteout import HIDDEN, Format
+from lamina.archive.xattrs import ACL_DEFAULT
 from lamina.errors import InvalidArchive, printable
 from lamina.kernel import xattr
 from lamina.kernel.path import fd_path

@@ -14,12 +14,13 @@ import time
 from collections.abc import Mapping
 
 from lamina.archive import acl
-from lamina.archive.attributes import ACL_DEFAULT, Attributes
+from lamina.archive.attributes import Attributes
 from lamina.archive.nodes import Copier, chmod_node
 from lamina.archive.owners import Owners, Warn, umask
 from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, split
 from lamina.archive.tar import Entry
 from lamina.archive.whiteout import Format
+from lamina.archive.xattrs import ACL_DEFAULT
 from lamina.errors import InvalidArchive
 from lamina.kernel.path import fd_path
 
@@ -37,7 +38,7 @@ class Metadata:
 
     def __init__(self, owners: Owners, fmt: Format, warn: Warn) -> None:
         self.owners = owners
-        self.attributes = Attributes(owners, warn)
+        self.attributes = Attributes(owners, warn, fmt)
         self.copier = Copier(owners, fmt, warn)
         """For what a lower layer has."""
         self.now_ns = time.time_ns()

@@ -120,13 +120,18 @@ class Copier:
 
     def _drop_others(self, file: int | bytes, attributes: Mapping[str, bytes]) -> None:
         for name in xattr.list_all(file):
-            if name not in attributes and not left_out(name):
+            if name not in attributes and not left_out(name) and not _may_be_mark(name):
                 xattr.remove(file, name)
 
     def _copy_attributes(self, source: int | bytes, target: int | bytes, name: bytes) -> None:
         found = self.attributes(source)
         if found:
             self._attributes.apply(target, found, name)
+
+
+def _may_be_mark(name: str) -> bool:
+    """Whether overlayfs, of whichever kind, may have noted it on a file for itself."""
+    return name.startswith(("trusted.overlay.", "user.overlay."))
 
 
 def chmod_node(dir_fd: int, name: bytes, mode: int) -> None:

@@ -275,7 +275,8 @@ class _Packer:
             except UnmappedId as error:
                 raise UnmappedId(f"{printable(name)}: {error}") from None
         mode = status.st_mode & 0o7777
-        return Entry(name, kind, mode, uid, gid, mtime_ns=mtime_ns, xattrs=xattrs)
+        pax = self.options.xattrs.records(xattrs) if xattrs else {}
+        return Entry(name, kind, mode, uid, gid, mtime_ns=mtime_ns, xattrs=xattrs, pax=pax)
 
     def leave_out(self, node: Node, why: str) -> None:
         self.warn(node.path, f"left out: {why}")

@@ -10,10 +10,10 @@ import errno
 import os
 from dataclasses import dataclass
 
-from lamina.archive.attributes import ACL_DEFAULT
 from lamina.archive.descent import Descent
 from lamina.archive.nodes import Copier
 from lamina.archive.stack import Node
+from lamina.archive.xattrs import ACL_DEFAULT
 from lamina.kernel import xattr
 from lamina.kernel.path import open_in_root
 

@@ -18,7 +18,7 @@ from lamina.archive.nodes import Copier
 from lamina.archive.owners import Owners, Warn, for_process
 from lamina.archive.stack import Node, NodeKind, walk
 from lamina.archive.target import Target
-from lamina.archive.whiteout import WHITEOUT_PREFIX, Format, Hidden, Listing, View
+from lamina.archive.whiteout import WHITEOUT_PREFIX, Format, Hidden, Listing, View, same_xattr
 from lamina.errors import printable
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
@@ -53,10 +53,10 @@ def transplant(
 ) -> int:
     """Fill the empty directory ``target`` with what the layer says, its whiteouts in ``fmt``.
 
-    What ``fmt`` would take for marks (a device 0:0, attributes called ``trusted.overlay.*``, names
-    that begin with ``.wh.``) is left out with a warning. Hard links stay hard links. ``progress``
-    is called with the bytes of each regular file. Returns the bytes of the regular files, a
-    hard-linked one once. Raises OSError.
+    What ``fmt`` would take for marks (a device 0:0, names that begin with ``.wh.``) is left out
+    with a warning; so are, without one, attributes that it has under another name. Hard links stay
+    hard links. ``progress`` is called with the bytes of each regular file. Returns the bytes of the
+    regular files, a hard-linked one once. Raises OSError.
     """
     view = _Between(layer.view, fmt)
     copier = Copier(owners or for_process(IdMap()), view, warn)
@@ -191,7 +191,7 @@ class _Linker:
 
 
 class _Between(View):
-    """The source's marks; as attributes that are no part of a layer, both formats'."""
+    """The source's marks; as private attributes, all that the target does not have as they are."""
 
     def __init__(self, source: View, target: View) -> None:
         self._source = source
@@ -204,4 +204,4 @@ class _Between(View):
         return self._source.lookup(dir_fd, name)
 
     def private_xattr(self, name: str) -> bool:
-        return self._target.private_xattr(name) or self._source.private_xattr(name)
+        return not same_xattr(name, self._source, self._target)

@@ -12,6 +12,9 @@ OVERLAY      device 0:0 called NAME (or the trusted.overlay.opaque  overlayfs
 OVERLAY_USER the same                       user.overlay.opaque     overlayfs with ``userxattr``
 ============ ============================== ======================= ============================
 
+Overlayfs keeps attributes of the content that are called as its own marks are under another name
+(Linux 6.7): ``trusted.overlay.opaque`` as ``trusted.overlay.overlay.opaque``.
+
 The xattr form (Linux 6.7, Documentation/filesystems/overlayfs.rst): an empty file with
 ``overlay.whiteout`` in a directory with ``overlay.opaque`` = "x". It is read always, and written
 where devices can't be made, as in a layer that itself lies on overlayfs; only lower layers'
@@ -109,6 +112,17 @@ class View(ABC):
         """Whether an attribute is the format's own, which belongs to no diff."""
         return False
 
+    def content_xattr(self, name: str) -> str | None:
+        """What an attribute on disk is called by who looks at the mounted layer; None: private."""
+        return None if self.private_xattr(name) else name
+
+    def disk_xattr(self, name: str) -> str | None:
+        """The inverse: what an attribute of the content is called on disk.
+
+        None where there is no name for it that could not be taken for a mark.
+        """
+        return name
+
     def check_xattr(self, name: str, path: bytes) -> None:
         """Raise LayerBroken where an attribute says that part of the entry is in another layer."""
         return
@@ -162,8 +176,14 @@ class _Plain(View):
 
 
 class _Aufs(Format):
-    name = "aufs"
     marks_name = False
+
+    def __init__(self, name: str, reserved: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self._reserved = reserved
+
+    def disk_xattr(self, name: str) -> str | None:
+        return None if name.startswith(self._reserved) else name
 
     def listing(self, dir_fd: int) -> Listing:
         names = [os.fsencode(name) for name in os.listdir(dir_fd)]
@@ -216,6 +236,7 @@ class _Overlay(Format):
     def __init__(self, name: str, namespace: str) -> None:
         self.name = name
         self.prefix = namespace + ".overlay."
+        self._escaped = self.prefix + "overlay."
         self._opaque = self.prefix + "opaque"
         self._whiteout = self.prefix + "whiteout"
         # Mount options redirect_dir and metacopy: such a layer can't be read by itself.
@@ -303,7 +324,17 @@ class _Overlay(Format):
         return None
 
     def private_xattr(self, name: str) -> bool:
-        return name.startswith(self.prefix)
+        return name.startswith(self.prefix) and not name.startswith(self._escaped)
+
+    def content_xattr(self, name: str) -> str | None:
+        if name.startswith(self._escaped):
+            return self.prefix + name[len(self._escaped) :]
+        return None if name.startswith(self.prefix) else name
+
+    def disk_xattr(self, name: str) -> str | None:
+        if name.startswith(self.prefix):
+            return self._escaped + name[len(self.prefix) :]
+        return name
 
     def check_xattr(self, name: str, path: bytes) -> None:
         if name in self._elsewhere:
@@ -329,10 +360,19 @@ class _Overlay(Format):
         return mark == b"x" and xattr.get(fd_path(dir_fd, name), self._whiteout) is not None
 
 
+def same_xattr(name: str, source: View, target: View) -> bool:
+    """Whether an attribute on disk says in both formats the same about the content."""
+    inside = source.content_xattr(name)
+    return inside is not None and target.disk_xattr(inside) == name
+
+
 PLAIN: Final[View] = _Plain()
 """A tree that is no layer: every name is an entry."""
 
-AUFS: Final[Format] = _Aufs()
+# What fuse-overlayfs, by which an AUFS branch may be mounted, reads as its own.
+AUFS: Final[Format] = _Aufs("aufs", ("user.fuseoverlayfs.", "trusted.overlay.", "user.overlay."))
+STAGED: Final[Format] = _Aufs("staged")
+"""As AUFS, for a layer that no union file system will see."""
 OVERLAY: Final[Format] = _Overlay("overlay", "trusted")
 OVERLAY_USER: Final[Format] = _Overlay("overlay-user", "user")
 

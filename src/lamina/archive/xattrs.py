@@ -1,35 +1,98 @@
-"""Which extended attributes belong to a layer, as one table.
+"""Which extended attributes a layer tar carries, as one table; and how their ids are read.
 
-An attribute belongs if it says something about the file that is true on any machine. Labels of
-this machine's security modules (``security.selinux``, ``security.ima``...) and views that a file
-system offers of something else (``system.nfs4_acl``, ``btrfs.compression``...) do not; nor do the
-marks that overlayfs keeps for itself.
+========= ========================================= ==============================================
+policy    packs                                     for
+========= ========================================= ==============================================
+PORTABLE  what is true of the file on any machine,  layers that Docker, Podman and containerd are
+          and that every reader takes as that       to unpack; the default
+ALL       what can be set on another file at all    copies, where nothing may be lost
+========= ========================================= ==============================================
+
+Names in a tar are those that a process in the container sees. On disk a whiteout format may have
+others for those that look like its own marks (:meth:`View.content_xattr` and
+:meth:`View.disk_xattr`, which are each other's inverse): overlayfs since Linux 6.7 keeps the
+``trusted.overlay.opaque`` of a file in it as ``trusted.overlay.overlay.opaque``
+(Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts"). So what overlayfs notes for
+itself is in no tar, and whatever a tar says, no mark of overlayfs comes of it.
+
+From an archive everything is taken but what no policy packs, whichever policy it was packed with.
 """
 
 from __future__ import annotations
 
+import enum
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamina.archive import acl
 from lamina.archive.whiteout import View
 from lamina.kernel import xattr
 from lamina.kernel.idmap import IdMap
 
+ACL_ACCESS: Final = "system.posix_acl_access"
+ACL_DEFAULT: Final = "system.posix_acl_default"
+CAPABILITY: Final = "security.capability"
 
-@dataclass(frozen=True, slots=True)
-class XattrPolicy:
-    """Prefixes of names with whether they belong; the first that fits decides, else not."""
 
-    rules: tuple[tuple[str, bool], ...]
+class Scope(enum.IntEnum):
+    """The narrowest policy that carries an attribute."""
+
+    PORTABLE = 0
+    ALL = 1
+    NEVER = 2
+
+
+class Rule(NamedTuple):
+    """What becomes of the attributes whose names begin with ``prefix``."""
+
+    prefix: str
+    scope: Scope
+    why: str = ""
+    """Why not every policy carries them."""
+
+
+_LABEL = "it is a label of the machine's own security module"
+
+RULES: Final = (
+    Rule("user.overlay.", Scope.ALL, "readers that don't escape it take it for overlayfs's mark"),
+    Rule("user.", Scope.PORTABLE),
+    Rule("trusted.overlay.", Scope.ALL, "readers that don't escape it take it for a mark"),
+    Rule(
+        "trusted.SGI_ACL_",
+        Scope.NEVER,
+        "it is how XFS keeps the POSIX ACL that is there already",
+    ),
+    Rule("trusted.", Scope.PORTABLE),
+    Rule(CAPABILITY, Scope.PORTABLE),
+    Rule("security.selinux", Scope.NEVER, "a layer's label is given when it is mounted"),
+    Rule("security.SMACK64", Scope.NEVER, _LABEL),
+    Rule("security.apparmor", Scope.NEVER, _LABEL),
+    Rule("security.evm", Scope.NEVER, "the kernel makes it with a key of the machine"),
+    Rule("security.", Scope.ALL, "it means something only where the same policy is in force"),
+    Rule(ACL_ACCESS, Scope.PORTABLE),
+    Rule(ACL_DEFAULT, Scope.PORTABLE),
+    Rule("", Scope.NEVER, "it is the file system's view of something else"),
+)
+"""The first rule whose prefix fits counts; the last one fits all: ``system.nfs4_acl``,
+``btrfs.compression`` and whatever else a file system shows."""
+
+
+def rule(name: str) -> Rule:
+    """The rule for an attribute."""
+    return next(rule for rule in RULES if name.startswith(rule.prefix))
+
+
+class XattrPolicy(NamedTuple):
+    """Which attributes of files are packed: those of ``scope`` and of narrower ones."""
+
+    scope: Scope
 
     def keeps(self, name: str) -> bool:
-        """Whether an attribute of that name belongs to a layer."""
-        return next((kept for prefix, kept in self.rules if name.startswith(prefix)), False)
+        """Whether a layer tar carries an attribute of that name."""
+        return self.scope >= rule(name).scope
 
     def read(self, file: int | bytes, view: View, path: bytes) -> dict[str, bytes]:
-        """The attributes of a file that belong to its layer, by name.
+        """The attributes of a file that its layer's tar carries, by their names there.
 
         Raises OSError, and LayerBroken naming ``path`` where one says that part of the file is in
         another layer.
@@ -39,29 +102,31 @@ class XattrPolicy:
             return found
         kept = {}
         for name in sorted(found):
-            if view.private_xattr(name):
+            inside = view.content_xattr(name)
+            if inside is None:
                 view.check_xattr(name, path)
-            elif self.keeps(name):
-                kept[name] = found[name]
+            elif self.keeps(inside):
+                kept[inside] = found[name]
         return kept
 
+    def records(self, attributes: dict[str, bytes]) -> dict[str, bytes]:
+        """Pax records beside ``attributes``, which are as in the tar.
 
-ACL_ACCESS: Final = "system.posix_acl_access"
-ACL_DEFAULT: Final = "system.posix_acl_default"
-CAPABILITY: Final = "security.capability"
+        With ALL the ACLs once more as text, since bsdtar(1) and ``tar --acls`` read no others.
+        """
+        if self.scope is Scope.PORTABLE or attributes.keys().isdisjoint(acl.RECORDS.values()):
+            return {}
+        return {
+            record: acl.text(attributes[name]).encode()
+            for record, name in acl.RECORDS.items()
+            if name in attributes
+        }
 
-DEFAULT_POLICY: Final = XattrPolicy(
-    (
-        ("user.overlay.", False),
-        ("user.", True),
-        ("trusted.overlay.", False),
-        ("trusted.SGI_ACL_", False),  # how XFS shows POSIX ACLs once more
-        ("trusted.", True),
-        (CAPABILITY, True),
-        (ACL_ACCESS, True),
-        (ACL_DEFAULT, True),
-    )
-)
+
+PORTABLE: Final = XattrPolicy(Scope.PORTABLE)
+ALL: Final = XattrPolicy(Scope.ALL)
+POLICIES: Final = {"portable": PORTABLE, "all": ALL}
+DEFAULT_POLICY: Final = PORTABLE
 
 _CAP_VERSION = 0xFF00_0000
 _CAP_V2_MAGIC = 0x0200_0000

@@ -19,6 +19,11 @@ containers_argument = click.argument(
     "containers", metavar="CONTAINER...", nargs=-1, shell_complete=completing.containers
 )
 
+xattrs_option = click.option(
+    "--xattrs", type=click.Choice(["portable", "all"]), default="portable", show_default=True,
+    help="Extended attributes: those that every reader takes as meant, or all.",
+)  # fmt: skip
+
 
 def each(session: Session, names: Iterable[str], do: Callable[[str], None]) -> int:
     """Do it for each name, one's failure being no reason not to do the others; exit status."""

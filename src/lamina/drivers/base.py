@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from lamina.archive.changes import Change
+    from lamina.archive.pack import PackOptions
     from lamina.archive.tar import Observer
     from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
@@ -311,7 +312,9 @@ class Driver(ABC):
     # means against nothing; for a layer whose chain stands on a base directory, against that.
 
     @abstractmethod
-    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+    def diff(
+        self, id: LayerId, parent: LayerId | None = None, *, options: PackOptions | None = None
+    ) -> BinaryIO:
         """What the layer changes against ``parent``, as an uncompressed OCI layer tar.
 
         ``parent=None`` gives the whole tree, or what differs from the base directory. The

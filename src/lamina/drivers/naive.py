@@ -15,7 +15,7 @@ from lamina.archive import changes as compare
 from lamina.archive import fold, whiteout
 from lamina.archive.changes import Change
 from lamina.archive.difference import pack_difference, size_of_difference
-from lamina.archive.pack import pack_tree
+from lamina.archive.pack import PackOptions, pack_tree
 from lamina.archive.stack import size, walk
 from lamina.archive.stream import open_chunks
 from lamina.archive.tar import TarReader
@@ -63,6 +63,7 @@ def diff(
     on_close: Callable[[], None] = lambda: None,
     *,
     base: Path | None = None,
+    options: PackOptions | None = None,
 ) -> BinaryIO:
     """See :meth:`Driver.diff`. Both trees stay mounted until the stream is closed."""
     held = ExitStack()
@@ -70,9 +71,9 @@ def diff(
     try:
         new, old = held.enter_context(_both(driver, id, parent, base))
         if old is None:
-            chunks = pack_tree(new, idmap=driver.idmap)
+            chunks = pack_tree(new, idmap=driver.idmap, options=options)
         else:
-            chunks = pack_difference(new, old, idmap=driver.idmap)
+            chunks = pack_difference(new, old, idmap=driver.idmap, options=options)
     except BaseException:
         held.close()
         raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lamina.archive.changes import Change
+    from lamina.archive.pack import PackOptions
     from lamina.archive.tar import TarReader
     from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
@@ -108,7 +109,9 @@ class StackingDriver(DirectoryDriver):
         """Where to look which marks hide something; None keeps them all."""
         return lowers
 
-    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+    def diff(
+        self, id: LayerId, parent: LayerId | None = None, *, options: PackOptions | None = None
+    ) -> BinaryIO:
         """See :meth:`Driver.diff`."""
         from lamina.archive.pack import pack
         from lamina.archive.stream import open_chunks
@@ -118,10 +121,11 @@ class StackingDriver(DirectoryDriver):
         try:
             split = self._split(id, parent)
             if split is None:
-                return naive.diff(self, id, parent, on_close=release)
+                return naive.diff(self, id, parent, on_close=release, options=options)
             uppers, lowers = split
             below = self._lowers_to_pack(uppers, lowers)
-            chunks = pack(uppers, fmt=self._view(id), idmap=self.idmap, lowers=below)
+            view = self._view(id)
+            chunks = pack(uppers, fmt=view, idmap=self.idmap, lowers=below, options=options)
         except BaseException:
             release()
             raise

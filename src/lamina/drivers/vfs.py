@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lamina.archive.changes import Change
+    from lamina.archive.pack import PackOptions
     from lamina.archive.tar import TarReader
     from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
@@ -95,7 +96,7 @@ class VfsDriver(DirectoryDriver):
         layer = f"{staged}/layer"
         os.mkdir(layer, 0o755)
         return unpack(
-            reader, layer, fmt=whiteout.AUFS, idmap=self.idmap, lowers=lowers, options=options
+            reader, layer, fmt=whiteout.STAGED, idmap=self.idmap, lowers=lowers, options=options
         )
 
     def _complete(self, staged: str, id: LayerId) -> None:
@@ -105,7 +106,7 @@ class VfsDriver(DirectoryDriver):
 
         tree = f"{staged}/diff"
         copy_tree(self.layout.path(id, "diff"), tree)
-        fold([f"{staged}/layer"], whiteout.AUFS, tree, move=True)
+        fold([f"{staged}/layer"], whiteout.STAGED, tree, move=True)
 
     def _copy(
         self,
@@ -129,11 +130,13 @@ class VfsDriver(DirectoryDriver):
     def _settle(self, staged: str, id: LayerId) -> None:
         exchange(f"{staged}/diff", self.layout.path(id, "diff"))
 
-    def diff(self, id: LayerId, parent: LayerId | None = None) -> BinaryIO:
+    def diff(
+        self, id: LayerId, parent: LayerId | None = None, *, options: PackOptions | None = None
+    ) -> BinaryIO:
         """See :meth:`Driver.diff`."""
         from lamina.drivers import naive
 
-        return naive.diff(self, id, parent, base=self.layout.chain(id).base)
+        return naive.diff(self, id, parent, base=self.layout.chain(id).base, options=options)
 
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
         """See :meth:`Driver.changes`."""

@@ -12,6 +12,7 @@ from lamina.progress import ProgressCallback
 from lamina.store.core import Core
 from lamina.store.images import Image, Images
 from lamina.store.layers import Layer, Layers
+from lamina.store.packing import Xattrs, pack_options
 from lamina.store.records import fetch
 from lamina.store.work import Work
 from lamina.types import LayerId
@@ -49,6 +50,7 @@ def commit(
     author: str,
     squash: bool,
     config: RunConfig | None,
+    xattrs: Xattrs,
 ) -> Image:
     """An image of what a container is now. See :meth:`Container.commit`."""
     layers, images = Layers(core), Images(core)
@@ -56,7 +58,8 @@ def commit(
     core.require_driver(record.driver, f"container {record.name}")
     below = None if squash else _image_layer(layers, record.floor)
     with Work(core) as work:
-        with container.export() if squash else container.diff() as tar:
+        pack = container.export if squash else container.diff
+        with pack(xattrs=xattrs) as tar:
             layer = layers.register(tar, below, work=work, what=f"committing {record.name}")
         origin = container.image
         image = ImageConfig.for_this_machine() if origin is None else origin.config.copy()
@@ -95,7 +98,9 @@ def squash(core: Core, image: Image, first: int, last: int, name: str | None) ->
     driver = core.driver
     with Work(core) as work:
         below = old[first - 1] if first else None
-        with driver.diff(old[last].id, None if below is None else below.id) as tar:
+        parent = None if below is None else below.id
+        # All that the layers have came with them, and is no less theirs in one.
+        with driver.diff(old[last].id, parent, options=pack_options("all")) as tar:
             new = [layers.register(tar, below, work=work, what="squashing")]
         for layer in old[last + 1 :]:
             with layers.tar(layer) as tar:

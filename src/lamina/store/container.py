@@ -19,6 +19,7 @@ from lamina.store.core import Core
 from lamina.store.images import Image
 from lamina.store.locks import OWNER, RUNNING, USE, LockFile, taken
 from lamina.store.names import new_id
+from lamina.store.packing import Xattrs, pack_options
 from lamina.store.records import Record, boot_id, fetch
 from lamina.store.removal import discard, release
 from lamina.types import LayerId
@@ -273,18 +274,27 @@ class Container:
         record = fetch(self._core, self.id)
         return self._driver.changes(record.layer, record.floor)
 
-    def diff(self) -> BinaryIO:
-        """The changes as an uncompressed layer tar; close it."""
-        record = fetch(self._core, self.id)
-        return self._driver.diff(record.layer, record.floor)
+    def diff(self, *, xattrs: Xattrs = "portable") -> BinaryIO:
+        """The changes as an uncompressed layer tar; close it.
 
-    def export(self) -> BinaryIO:
-        """The whole file system as an uncompressed tar; mounted until the stream is closed."""
+        ``xattrs``: which extended attributes go along, those that any reader of layers takes for
+        what they are, or ``"all"`` that can be kept (:mod:`lamina.archive.xattrs`).
+        """
+        options = pack_options(xattrs)
+        record = fetch(self._core, self.id)
+        return self._driver.diff(record.layer, record.floor, options=options)
+
+    def export(self, *, xattrs: Xattrs = "portable") -> BinaryIO:
+        """The whole file system as an uncompressed tar; mounted until the stream is closed.
+
+        ``xattrs`` as in :meth:`diff`.
+        """
         from lamina.archive.pack import pack_tree
         from lamina.archive.stream import open_chunks
 
+        options = pack_options(xattrs)
         root = self.mount()
-        return open_chunks(pack_tree(root), self.unmount)
+        return open_chunks(pack_tree(root, options=options), self.unmount)
 
     def size(self) -> int:
         """Bytes of the files that it has of its own: those written or changed."""
@@ -303,18 +313,26 @@ class Container:
         author: str = "",
         squash: bool = False,
         config: RunConfig | None = None,
+        xattrs: Xattrs = "portable",
     ) -> Image:
         """Make an image of what the container is now: one layer more than its image has.
 
         Over a directory the image has one layer, which holds the changes alone. With
         ``squash`` it has one layer, which holds everything. ``config`` replaces how the image
-        is run. May be called while mounted; for files that are being written no promise is
-        made.
+        is run. ``xattrs`` as in :meth:`diff`. May be called while mounted; for files that are
+        being written no promise is made.
         """
         from lamina.store import committing
 
         return committing.commit(
-            self._core, self, name, message=message, author=author, squash=squash, config=config
+            self._core,
+            self,
+            name,
+            message=message,
+            author=author,
+            squash=squash,
+            config=config,
+            xattrs=xattrs,
         )
 
     # -- branching ----------------------------------------------------------------------

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from lamina.cli.arguments import container_argument
+from lamina.cli.arguments import container_argument, xattrs_option
 from lamina.cli.changing import change_option, changed
 from lamina.cli.session import Session
+
+if TYPE_CHECKING:
+    from lamina.store.packing import Xattrs
 
 
 @click.command()
@@ -16,6 +21,7 @@ from lamina.cli.session import Session
 @click.option("-a", "--author", default="", metavar="TEXT", help="Who made it.")
 @click.option("--squash", is_flag=True, help="Make an image of a single layer.")
 @change_option
+@xattrs_option
 @click.pass_obj
 def command(
     session: Session,
@@ -25,6 +31,7 @@ def command(
     author: str,
     squash: bool,
     changes: tuple[str, ...],
+    xattrs: Xattrs,
 ) -> None:
     """Make an image of a container's changes.
 
@@ -38,5 +45,7 @@ def command(
     with session.store(progress=True) as store:
         box = store.open(container)
         config = changed(box.image.config if box.image else None, changes)
-        image = box.commit(name, message=message, author=author, squash=squash, config=config)
+        image = box.commit(
+            name, message=message, author=author, squash=squash, config=config, xattrs=xattrs
+        )
     print(image.id)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lamina.cli.arguments import container_argument
+from lamina.cli.arguments import container_argument, xattrs_option
 from lamina.cli.session import Session
+
+if TYPE_CHECKING:
+    from lamina.store.packing import Xattrs
 
 
 @click.command()
@@ -17,8 +21,9 @@ from lamina.cli.session import Session
 @click.option("-o", "--output", "target", metavar="FILE",
               type=click.Path(dir_okay=False, path_type=Path),
               help="Write there instead of stdout.")  # fmt: skip
+@xattrs_option
 @click.pass_obj
-def command(session: Session, container: str, target: Path | None) -> None:
+def command(session: Session, container: str, target: Path | None, xattrs: Xattrs) -> None:
     """Write a container's file system as a tar archive.
 
     \b
@@ -28,7 +33,7 @@ def command(session: Session, container: str, target: Path | None) -> None:
     """
     if target is None and sys.stdout.isatty():
         raise click.UsageError("a tar archive is nothing for a terminal: use -o FILE, or a pipe")
-    with session.store() as store, store.open(container).export() as tar:
+    with session.store() as store, store.open(container).export(xattrs=xattrs) as tar:
         if target is None:
             shutil.copyfileobj(tar, sys.stdout.buffer, 1 << 20)
             return
