@@ -260,7 +260,7 @@ def test_sparse_files_on_request(tmp_path: Path) -> None:
                 file.write(data)
     archive = tmp_path / "a.tar"
     archive.write_bytes(join(pack_tree(top, options=PackOptions(sparse=True))))
-    assert archive.stat().st_size < 200_000
+    assert archive.stat().st_size < 400_000
     assert len(join(pack_tree(top))) > 70 << 20
     for reader in ("tar", "bsdtar"):
         need(reader)

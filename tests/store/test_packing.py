@@ -73,3 +73,47 @@ def test_a_policy_that_is_none_is_an_error_before_anything_is_made(
         with pytest.raises(OptionUnsupported, match="there is: portable, all"):
             pack(**options)
     assert set(store.driver.ids()) == before
+
+
+def test_a_sparse_file_is_sparse_again_after_a_commit(store: Store, root_fs: bytes) -> None:
+    """The layer's tar has its zeros in full, as the image specification wants it."""
+    box = store.container(store.import_tar(io.BytesIO(root_fs)), name="box")
+    with box.mounted() as root:
+        write_sparse(root / "disk")
+    image = box.commit()
+    assert image.layers[-1].tar_size is not None
+    assert image.layers[-1].tar_size > SPARSE
+    with store.container(image) as again:
+        assert_sparse(again.root / "disk")
+    assert store.check(contents=True) == []
+
+
+def test_a_sparse_file_stays_so_by_export_and_import(store: Store, root_fs: bytes) -> None:
+    box = store.container(store.import_tar(io.BytesIO(root_fs)), name="box")
+    with box.mounted() as root:
+        write_sparse(root / "disk")
+    with box.export(sparse=True) as tar:
+        data = tar.read()
+    assert len(data) < SPARSE / 4
+    image = store.import_tar(io.BytesIO(data), "again")
+    with store.container(image) as again:
+        assert_sparse(again.root / "disk")
+    with store.layers.tar(image.layers[0]) as tar:
+        assert tar.read() == data
+
+
+SPARSE = 20 << 20
+
+
+def write_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(SPARSE)
+        file.seek(7 << 20)
+        file.write(b"in the middle")
+
+
+def assert_sparse(path: Path) -> None:
+    data = path.read_bytes()
+    assert len(data) == SPARSE
+    assert data.strip(b"\0") == b"in the middle"
+    assert path.stat().st_blocks * 512 < 1 << 20

@@ -32,8 +32,8 @@ from lamina.archive.stack import Node, Vanished, walk
 from lamina.archive.tar import END, Entry, Type, encode, padding
 from lamina.archive.whiteout import OPAQUE, PLAIN, WHITEOUT_PREFIX, View
 from lamina.archive.xattrs import DEFAULT_POLICY, XattrPolicy, to_container
+from lamina.archive.zeros import RUN, data_pieces
 from lamina.errors import UnmappedId, printable
-from lamina.kernel.copy import data_ranges
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.path import fd_path
 from lamina.log import Log
@@ -43,7 +43,7 @@ log = Log(__name__)
 _Content: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
 """An open file, and the offset and length of each piece of it that is stored."""
 
-_BLOCK = 512
+_MOST_PIECES = 1 << 16  # readers have limits for maps
 _MARKER_MODE = 0o600
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TYPES = {
@@ -61,8 +61,9 @@ class PackOptions:
     """How a tree is packed."""
 
     sparse: bool = False
-    """Holes, as the file system knows them (SEEK_HOLE), are left out (GNU sparse format 1.0). Off,
-    since not every reader of layers knows the format."""
+    """Runs of zeros (:mod:`lamina.archive.zeros`) are left out, in GNU's sparse format 1.0. Not for
+    layers (image-spec, layer.md, "File Attributes"): Docker and Podman read them, but can't give
+    them out again, since tar-split has no words for them."""
     xattrs: XattrPolicy = DEFAULT_POLICY
     clamp_mtime_ns: int | None = None
     """The latest time that any entry gets (https://reproducible-builds.org/specs/source-date-epoch)."""
@@ -228,8 +229,8 @@ class _Packer:
                 raise FileNotFoundError(errno.ENOENT, "not the file that it was", node.path)
             entry = self.entry(node.path, status, Type.FILE, fd)
             entry.size = size = status.st_size
-            if self.options.sparse and status.st_blocks * _BLOCK < size:
-                entry.sparse = _whole_blocks(data_ranges(fd, size), size)
+            if self.options.sparse and size >= RUN:
+                entry.sparse = _sparse_map(fd, size)
             self.pieces.put(encode(entry))
             if entry.sparse is None and self.pieces.read_whole(fd, size):
                 self.pieces.put(padding(size))
@@ -290,6 +291,12 @@ class _Packer:
         self.options.warn(f"{printable(path)}: {message}")
 
 
+def _sparse_map(fd: int, size: int) -> tuple[tuple[int, int], ...] | None:
+    """The pieces to store of a file with holes; None to store all of it."""
+    pieces = tuple(data_pieces(fd, size))
+    return None if pieces == ((0, size),) or len(pieces) > _MOST_PIECES else pieces
+
+
 def _open(node: Node) -> int:
     """A regular file for reading, its access time left alone where that is allowed."""
     try:
@@ -305,15 +312,3 @@ def _open(node: Node) -> int:
     except OSError as error:
         error.filename = node.path
         raise
-
-
-def _whole_blocks(ranges: Sequence[tuple[int, int]], size: int) -> tuple[tuple[int, int], ...]:
-    """Ranges widened to blocks of 512 bytes, as the format has them."""
-    widened: list[tuple[int, int]] = []
-    for offset, length in ranges:
-        end = min(size, offset + length + -(offset + length) % _BLOCK)
-        offset -= offset % _BLOCK
-        if widened and offset <= sum(widened[-1]):
-            offset = widened.pop()[0]
-        widened.append((offset, end - offset))
-    return tuple(widened)

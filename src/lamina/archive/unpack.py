@@ -65,8 +65,9 @@ class UnpackOptions:
     devices: Literal["create", "refuse", "skip"] | None = None
     """Character and block devices: made, InvalidArchive, or left out with a warning. None: made,
     where this process can make them."""
-    punch_zeros: bool = False
-    """Make runs of zeros of 64 KiB or more holes, also where the archive has no holes."""
+    punch_zeros: bool = True
+    """Make runs of zeros (:mod:`lamina.archive.zeros`) holes, also where the archive has none: a
+    layer's tar has the zeros of a sparse file in full (image-spec, layer.md)."""
     owners: Owners | None = None
     """What this process may do; None: what fits it (:func:`lamina.archive.owners.for_process`).
     Its id map counts, then."""
@@ -208,7 +209,7 @@ class _Unpacker:
         try:
             if not entry.size:
                 pass
-            elif self._punch_zeros and entry.sparse is None:
+            elif self._punch_zeros and entry.size >= zeros.RUN and entry.sparse is None:
                 zeros.write_punched(fd, self._reader.chunks())
             else:
                 self._reader.copy_to(fd)

@@ -284,15 +284,16 @@ class Container:
         record = fetch(self._core, self.id)
         return self._driver.diff(record.layer, record.floor, options=options)
 
-    def export(self, *, xattrs: Xattrs = "portable") -> BinaryIO:
+    def export(self, *, xattrs: Xattrs = "portable", sparse: bool = False) -> BinaryIO:
         """The whole file system as an uncompressed tar; mounted until the stream is closed.
 
-        ``xattrs`` as in :meth:`diff`.
+        ``xattrs`` as in :meth:`diff`. ``sparse`` leaves out runs of zeros, in a form that GNU tar
+        and bsdtar know but not every reader of layers.
         """
         from lamina.archive.pack import pack_tree
         from lamina.archive.stream import open_chunks
 
-        options = pack_options(xattrs)
+        options = pack_options(xattrs, sparse=sparse)
         root = self.mount()
         return open_chunks(pack_tree(root, options=options), self.unmount)
 

@@ -13,8 +13,8 @@ Xattrs: TypeAlias = Literal["portable", "all"]
 """Which extended attributes go along (:mod:`lamina.archive.xattrs`)."""
 
 
-def pack_options(xattrs: Xattrs) -> PackOptions:
-    """Options for packing.
+def pack_options(xattrs: Xattrs, *, sparse: bool = False) -> PackOptions:
+    """Options for packing; the others are those of :class:`lamina.archive.pack.PackOptions`.
 
     Raises:
         OptionUnsupported: there is no such policy for extended attributes.
@@ -25,4 +25,4 @@ def pack_options(xattrs: Xattrs) -> PackOptions:
     if xattrs not in POLICIES:
         known = ", ".join(POLICIES)
         raise OptionUnsupported(f"no xattrs policy '{printable(str(xattrs))}' (there is: {known})")
-    return PackOptions(xattrs=POLICIES[xattrs])
+    return PackOptions(xattrs=POLICIES[xattrs], sparse=sparse)

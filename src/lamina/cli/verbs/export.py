@@ -22,9 +22,15 @@ if TYPE_CHECKING:
               type=click.Path(dir_okay=False, path_type=Path),
               help="Write there instead of stdout.")  # fmt: skip
 @xattrs_option
+@click.option("--sparse", is_flag=True, help="Leave out holes and other long runs of zeros.")
 @click.pass_obj
-def command(session: Session, container: str, target: Path | None, xattrs: Xattrs) -> None:
+def command(
+    session: Session, container: str, target: Path | None, xattrs: Xattrs, sparse: bool
+) -> None:
     """Write a container's file system as a tar archive.
+
+    With --sparse it is for GNU tar, bsdtar and Lamina; Docker and Podman read it too, but can't
+    pass on an image that was made of it.
 
     \b
     Examples:
@@ -33,7 +39,10 @@ def command(session: Session, container: str, target: Path | None, xattrs: Xattr
     """
     if target is None and sys.stdout.isatty():
         raise click.UsageError("a tar archive is nothing for a terminal: use -o FILE, or a pipe")
-    with session.store() as store, store.open(container).export(xattrs=xattrs) as tar:
+    with (
+        session.store() as store,
+        store.open(container).export(xattrs=xattrs, sparse=sparse) as tar,
+    ):
         if target is None:
             shutil.copyfileobj(tar, sys.stdout.buffer, 1 << 20)
             return
