@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 
 import pytest
 
-from lamina.errors import InvalidName
+from lamina.errors import InvalidName, LaminaError
 from lamina.oci import RunConfig, chain_ids
 from lamina.store import Image, Store
 
@@ -82,6 +83,62 @@ def test_the_same_changes_make_the_same_layer(
             made.append(box.commit())
     assert made[0] == made[1]
     assert len(list(store.driver.ids())) == 2
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_same_content_at_another_time_is_the_same_image(
+    store: Store, image: Image, monkeypatch: pytest.MonkeyPatch, squash: bool
+) -> None:
+    """Times after SOURCE_DATE_EPOCH, as of all that was written since, are that time."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    made, times = [], []
+    for _ in range(2):
+        with store.container(image) as box:
+            (box.root / "new/dir").mkdir(parents=True)
+            (box.root / "new/dir/file").write_text("x")
+            (box.root / "new/link").symlink_to("dir")
+            (box.root / "etc/hostname").unlink()
+            (box.root / "old").write_text("x")
+            os.utime(box.root / "old", (5, 5))
+            times.append((box.root / "new/dir/file").stat().st_mtime_ns)
+            made.append(box.commit(squash=squash))
+    assert made[0].id == made[1].id
+    assert times[0] < times[1], "else nothing was to be clamped"
+    with store.container(made[0]) as box:
+        seconds = {path.name: path.lstat().st_mtime for path in box.root.rglob("*")}
+    assert max(seconds.values()) == seconds["file"] == seconds["link"] == 1_700_000_000
+    assert seconds["old"] == 5
+
+
+def test_a_directory_is_imported_as_of_source_date_epoch(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    made = []
+    for number in range(2):
+        source = tmp_path / f"source{number}"
+        (source / "dir").mkdir(parents=True)
+        (source / "dir/file").write_text("x")
+        made.append(store.import_directory(source).diff_ids)
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("bad", ["soon", "-1", "1.5", "99999999999999", "\u0661", " 1"])
+def test_a_source_date_epoch_that_is_none_is_said_before_anything_is_made(
+    store: Store, image: Image, root_fs: bytes, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", bad)
+    before = set(store.driver.ids())
+    with (
+        store.container(image) as box,
+        pytest.raises(LaminaError, match="SOURCE_DATE_EPOCH is no number of seconds since 1970"),
+    ):
+        before = set(store.driver.ids())
+        box.commit("new")
+    with pytest.raises(LaminaError, match="SOURCE_DATE_EPOCH"):
+        store.import_tar(io.BytesIO(root_fs + bytes(512)), "new")
+    assert set(store.driver.ids()) < before
+    assert [str(name) for image in store.images for name in image.names] == ["image:latest"]
 
 
 def test_a_squashed_commit_has_everything_in_one_layer(store: Store, image: Image) -> None:

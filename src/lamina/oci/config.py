@@ -6,12 +6,12 @@ Reading and writing loses nothing (:mod:`lamina.oci.document`).
 from __future__ import annotations
 
 import datetime
-import os
 from typing import Any, ClassVar, Self
 
 import msgspec
 
 from lamina.oci.document import Document
+from lamina.oci.epoch import source_date_epoch
 from lamina.types import DiffId
 
 
@@ -75,8 +75,14 @@ class ImageConfig(Document):
 
 
 def timestamp() -> str:
-    """Now as RFC 3339 in UTC, or the moment that ``SOURCE_DATE_EPOCH`` names."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    """Now as RFC 3339 in UTC, or the moment that ``SOURCE_DATE_EPOCH`` names.
+
+    Raises LaminaError where that is none.
+    """
+    epoch = source_date_epoch()
     utc = datetime.UTC
-    now = datetime.datetime.fromtimestamp(int(epoch), utc) if epoch else datetime.datetime.now(utc)
+    if epoch is None:
+        now = datetime.datetime.now(utc)
+    else:
+        now = datetime.datetime.fromtimestamp(epoch, utc)
     return now.isoformat(timespec="auto").replace("+00:00", "Z")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from lamina.errors import InvalidName
 from lamina.oci import History, ImageConfig, RootFs, RunConfig
 from lamina.oci.config import timestamp
+from lamina.oci.epoch import source_date_epoch
 from lamina.progress import ProgressCallback
 from lamina.store.core import Core
 from lamina.store.images import Image, Images
@@ -33,10 +34,10 @@ def import_tar(
 ) -> Image:
     """An image of one layer from the tar of a root file system."""
     layers, images = Layers(core), Images(core)
+    image = ImageConfig.for_this_machine()
+    image.config = config
     with Work(core) as work:
         layer = layers.register(source, work=work, what=what, root_fs=root_fs, progress=progress)
-        image = ImageConfig.for_this_machine()
-        image.config = config
         _append(image, layer, History(created=image.created, comment=what))
         return images.create(image, layer, _names(name))
 
@@ -57,9 +58,10 @@ def commit(
     record = fetch(core, container.id)
     core.require_driver(record.driver, f"container {record.name}")
     below = None if squash else _image_layer(layers, record.floor)
+    epoch = source_date_epoch()
     with Work(core) as work:
         pack = container.export if squash else container.diff
-        with pack(xattrs=xattrs) as tar:
+        with pack(xattrs=xattrs, clamp_mtime=epoch) as tar:
             layer = layers.register(tar, below, work=work, what=f"committing {record.name}")
         origin = container.image
         image = ImageConfig.for_this_machine() if origin is None else origin.config.copy()

@@ -274,26 +274,33 @@ class Container:
         record = fetch(self._core, self.id)
         return self._driver.changes(record.layer, record.floor)
 
-    def diff(self, *, xattrs: Xattrs = "portable") -> BinaryIO:
+    def diff(self, *, xattrs: Xattrs = "portable", clamp_mtime: int | None = None) -> BinaryIO:
         """The changes as an uncompressed layer tar; close it.
 
         ``xattrs``: which extended attributes go along, those that any reader of layers takes for
         what they are, or ``"all"`` that can be kept (:mod:`lamina.archive.xattrs`).
+        ``clamp_mtime``: the latest modification time that a file gets, in seconds since 1970.
         """
-        options = pack_options(xattrs)
+        options = pack_options(xattrs, clamp_mtime=clamp_mtime)
         record = fetch(self._core, self.id)
         return self._driver.diff(record.layer, record.floor, options=options)
 
-    def export(self, *, xattrs: Xattrs = "portable", sparse: bool = False) -> BinaryIO:
+    def export(
+        self,
+        *,
+        xattrs: Xattrs = "portable",
+        clamp_mtime: int | None = None,
+        sparse: bool = False,
+    ) -> BinaryIO:
         """The whole file system as an uncompressed tar; mounted until the stream is closed.
 
-        ``xattrs`` as in :meth:`diff`. ``sparse`` leaves out runs of zeros, in a form that GNU tar
-        and bsdtar know but not every reader of layers.
+        ``xattrs`` and ``clamp_mtime`` as in :meth:`diff`. ``sparse`` leaves out runs of zeros, in a
+        form that GNU tar and bsdtar know but not every reader of layers.
         """
         from lamina.archive.pack import pack_tree
         from lamina.archive.stream import open_chunks
 
-        options = pack_options(xattrs, sparse=sparse)
+        options = pack_options(xattrs, sparse=sparse, clamp_mtime=clamp_mtime)
         root = self.mount()
         return open_chunks(pack_tree(root, options=options), self.unmount)
 
@@ -320,8 +327,9 @@ class Container:
 
         Over a directory the image has one layer, which holds the changes alone. With
         ``squash`` it has one layer, which holds everything. ``config`` replaces how the image
-        is run. ``xattrs`` as in :meth:`diff`. May be called while mounted; for files that are
-        being written no promise is made.
+        is run. ``xattrs`` as in :meth:`diff`. With ``SOURCE_DATE_EPOCH`` in the environment the
+        image is made at that time, and no file in its new layer is later. May be called while
+        mounted; for files that are being written no promise is made.
         """
         from lamina.store import committing
 

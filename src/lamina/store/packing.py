@@ -13,8 +13,10 @@ Xattrs: TypeAlias = Literal["portable", "all"]
 """Which extended attributes go along (:mod:`lamina.archive.xattrs`)."""
 
 
-def pack_options(xattrs: Xattrs, *, sparse: bool = False) -> PackOptions:
-    """Options for packing; the others are those of :class:`lamina.archive.pack.PackOptions`.
+def pack_options(
+    xattrs: Xattrs = "portable", *, sparse: bool = False, clamp_mtime: int | None = None
+) -> PackOptions:
+    """Options for packing; ``clamp_mtime`` is in seconds since 1970, the latest time of any entry.
 
     Raises:
         OptionUnsupported: there is no such policy for extended attributes.
@@ -25,4 +27,5 @@ def pack_options(xattrs: Xattrs, *, sparse: bool = False) -> PackOptions:
     if xattrs not in POLICIES:
         known = ", ".join(POLICIES)
         raise OptionUnsupported(f"no xattrs policy '{printable(str(xattrs))}' (there is: {known})")
-    return PackOptions(xattrs=POLICIES[xattrs], sparse=sparse)
+    latest = None if clamp_mtime is None else clamp_mtime * 1_000_000_000
+    return PackOptions(xattrs=POLICIES[xattrs], sparse=sparse, clamp_mtime_ns=latest)

@@ -15,6 +15,7 @@ from lamina.store.containers import Containers, Plan
 from lamina.store.core import Core
 from lamina.store.images import Image, Images
 from lamina.store.layers import Layers
+from lamina.store.packing import pack_options
 from lamina.store.policy import SyncPolicy
 from lamina.store.roots import default_root, default_run
 from lamina.store.sweep import sweep
@@ -178,12 +179,14 @@ class Store:
         """
         from lamina.archive.pack import pack_tree
         from lamina.archive.stream import open_chunks
+        from lamina.oci.epoch import source_date_epoch
         from lamina.store import committing
 
         directory = Path(path)
         if not directory.is_dir():
             raise InvalidName(f"not a directory: {directory}")
-        with open_chunks(pack_tree(directory)) as tar:
+        options = pack_options(clamp_mtime=source_date_epoch())
+        with open_chunks(pack_tree(directory, options=options)) as tar:
             return committing.import_tar(
                 self._core,
                 tar,

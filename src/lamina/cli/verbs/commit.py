@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Make an image of a container's changes.
 
-    The image has the layers of the container's own image and one more. Prints its id.
+    The image has the layers of the container's own image and one more. Prints its id. If
+    SOURCE_DATE_EPOCH is set, that is when it was made, and no file in the new layer is later.
 
     \b
     Examples:

@@ -148,6 +148,8 @@ class _Trial:
         """Make an image of the changes, one layer; its id. Can be tried again."""
         from lamina.archive.pack import pack
         from lamina.archive.stream import open_chunks
+        from lamina.oci.epoch import source_date_epoch
+        from lamina.store.packing import pack_options
 
         if self.name is None:
             self.name = click.prompt("Name of the image", value_proc=_image_name, err=True)
@@ -156,7 +158,8 @@ class _Trial:
             if not self.gathered:
                 fork.gather(layer)
                 self.gathered = True
-            with closing(open_chunks(pack([layer], fmt=fork.format))) as tar:
+            options = pack_options(clamp_mtime=source_date_epoch())
+            with closing(open_chunks(pack([layer], fmt=fork.format, options=options))) as tar:
                 return store.import_tar(tar, self.name).id
 
 
