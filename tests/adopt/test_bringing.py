@@ -21,7 +21,7 @@ from tests import support
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
 from tests.adopt.odd import add_layer_with_whiteout_beside
-from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND
+from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SPLIT
 
 pytestmark = pytest.mark.root
 
@@ -175,6 +175,18 @@ def test_a_damaged_layer_leaves_out_what_stands_on_it_and_no_more(
     assert (result.images, result.containers) == (1, 1)
     assert {fault.id for fault in result.faults} >= {"fx/l2:add", "fx/l7:rootdel", "c-stopped"}
     assert all("conf' is not what it was" in fault.what for fault in result.faults)
+    assert store.check(contents=True) == []
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_layer_without_its_tar_split_record_is_named_and_the_rest_comes(
+    docker_root: Path, store: Store, verify: bool
+) -> None:
+    (docker_root / SPLIT).unlink()
+    with DockerSource(docker_root) as source:
+        result = store.adopt(source, verify=verify).run()
+    assert (result.images, result.containers) == (1, 1)
+    assert all("tar-split.json.gz: No such file" in fault.what for fault in result.faults)
     assert store.check(contents=True) == []
 
 

@@ -21,7 +21,7 @@ from lamina.store.rewrite.place import Place
 from tests import daemons, support
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
-from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN
+from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN, SPLIT
 
 pytestmark = pytest.mark.root
 
@@ -245,6 +245,13 @@ def test_what_is_damaged_is_left_out_and_named(docker_root: Path, tmp_path: Path
     with daemons.dockerd(docker_root) as docker:
         assert docker.lines("ps", "-a", "--format", "{{.Names}}") == ["c-created"]
         assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
+
+
+def test_a_layer_without_its_tar_split_record_is_left_out_and_named(docker_root: Path) -> None:
+    (docker_root / SPLIT).unlink()
+    result = rewrite(docker_root)
+    assert [fault.id for fault in result.faults] == [f"sha256:{SECOND_CHAIN}"]
+    assert (result.layers, result.images, result.containers) == (1, 1, 1)
 
 
 def test_too_little_room_is_told_before_anything_is_made(

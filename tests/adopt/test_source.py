@@ -28,6 +28,7 @@ BASE = "17d11ee0ac41a7e06b50bb419dd21b175e6fc7c9c30bf17ceaaeb56f5caa6a3e"
 BASE_CHAIN = "75466f372e44dbdeb9433966724698b4e78118e3cca174061c3ee967264d0933"
 SECOND = "372aab4cf86f547c9100a4a9a76c61d82add06ffd87b61b8453fe5ad9e5a9b4d"
 SECOND_CHAIN = "3611d142b5d8d309c83647d46ea4a18c23d5f6991444b41c3d8ce0324af260c9"
+SPLIT = f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/tar-split.json.gz"
 TOP = "855561dbc74e489a421a061818b2704798fb2a6c31a18851b2c6f3a25f1cdbff"
 IMAGE = "e5c56f772544baa90663808caa33f51635751e3936ddce4e4623efd631acdd16"
 
@@ -81,7 +82,7 @@ def test_verification_follows_no_link_in_place_of_a_file(docker_root: Path) -> N
 
 
 def test_verification_names_a_damaged_tar_split_record(docker_root: Path) -> None:
-    path = docker_root / f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/tar-split.json.gz"
+    path = docker_root / SPLIT
     path.write_bytes(path.read_bytes()[:200])
     with DockerSource(docker_root) as source:
         (fault,) = verify_all(source)

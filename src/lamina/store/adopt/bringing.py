@@ -143,7 +143,10 @@ class Bringing:
             if self._plan.verify:
                 self._verifier.begin(record)
             size = self._fill(made.id, parent, record.cache_id, linking=self._plan.linking)
-            with self._source.files.open(record.split) as source, open(split, "xb") as target:
+            with (
+                verifying.open_split(self._source.files, record) as source,
+                open(split, "xb") as target,
+            ):
                 shutil.copyfileobj(source, target)
             tar_size = self._verifier.finish() if self._plan.verify else None
             self._core.splits.keep(split, made.id)

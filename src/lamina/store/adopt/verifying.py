@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina.archive.split import assemble
-from lamina.errors import DigestMismatch, LaminaError
+from lamina.errors import DigestMismatch, LaminaError, LayerBroken
 from lamina.kernel.path import open_in_root
 from lamina.oci.docker import Fault, Files, LayerRecord
 from lamina.progress import Progress, ProgressCallback
@@ -23,8 +23,17 @@ def tar(files: Files, layer: LayerRecord) -> Iterator[bytes]:
 
     Raises LayerBroken where either is not what it was, and OSError.
     """
-    with files.open(layer.split) as records, _Opener(files, layer.cache_id) as opener:
+    with open_split(files, layer) as records, _Opener(files, layer.cache_id) as opener:
         yield from assemble(records, opener.open, layer=layer.chain_id)
+
+
+def open_split(files: Files, layer: LayerRecord) -> BinaryIO:
+    """The layer's tar-split record; LayerBroken where there is none that can be read."""
+    try:
+        return files.open(layer.split)
+    except OSError as error:
+        name = os.path.basename(layer.split)
+        raise LayerBroken(layer.chain_id, f"its {name}: {error.strerror}") from error
 
 
 class _Opener:
