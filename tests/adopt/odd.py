@@ -8,10 +8,8 @@ import json
 import tarfile
 from pathlib import Path
 
-from lamina.archive import whiteout
 from lamina.archive.split import SplitRecorder
 from lamina.archive.tar import TarReader
-from lamina.archive.unpack import unpack
 from lamina.oci import ImageConfig
 from lamina.oci.digest import next_chain_id, sha256
 from lamina.types import ChainId, DiffId
@@ -24,6 +22,12 @@ def add_layer_with_whiteout_beside(root: Path, parent: str, branch: str) -> str:
     return add_image(
         root, parent, branch, {"etc/.wh.both": b"", "etc/both": b"live\n", "etc/other": b"1\n"}
     )
+
+
+def add_layer_with_whiteout_of_no_name(root: Path, parent: str, branch: str) -> str:
+    """The same, with an entry that no driver but AUFS takes."""
+    files = {"etc/.wh.both": b"", "etc/both": b"live\n", "etc/.wh.": b""}
+    return add_image(root, parent, branch, files)
 
 
 def add_image(root: Path, parent: str, branch: str, files: dict[str, bytes]) -> str:
@@ -65,14 +69,10 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 
 def _record(data: bytes, path: Path) -> None:
-    scratch = path.parent / "scratch"
-    scratch.mkdir()
-    with path.open("wb") as sink, SplitRecorder(sink, scratch=scratch) as recorder:
-        unpack(TarReader(io.BytesIO(data), observer=recorder), scratch, fmt=whiteout.AUFS)
+    with path.open("w+b") as sink, SplitRecorder(sink, scratch=path.parent) as recorder:
+        for _ in TarReader(io.BytesIO(data), observer=recorder):
+            pass
         recorder.finish()
-    for left in sorted(scratch.rglob("*"), reverse=True):
-        left.rmdir() if left.is_dir() else left.unlink()
-    scratch.rmdir()
 
 
 def _add_config(root: Path, parent: str, diff_id: DiffId) -> None:

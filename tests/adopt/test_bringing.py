@@ -20,7 +20,7 @@ from lamina.store.adopt.plan import Room
 from tests import support
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
-from tests.adopt.odd import add_layer_with_whiteout_beside
+from tests.adopt.odd import add_layer_with_whiteout_beside, add_layer_with_whiteout_of_no_name
 from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SPLIT
 
 pytestmark = pytest.mark.root
@@ -251,6 +251,18 @@ def test_an_image_with_a_whiteout_beside_a_live_file_gives_back_its_tar(
         if way is not Way.IN_PLACE:  # where AUFS hides it, as it always did
             with store.container(name) as box:
                 assert (box.root / "etc/both").read_text() == "live\n"
+
+
+def test_an_image_whose_tar_no_driver_takes_is_named_and_the_rest_comes(
+    docker_root: Path, store: Store
+) -> None:
+    name = add_layer_with_whiteout_of_no_name(docker_root, f"sha256:{BASE_CHAIN}", BASE)
+    result = bring(docker_root, store)
+    assert (result.images, result.containers) == (9, 4)
+    (fault,) = result.faults
+    assert (fault.kind, fault.id) == ("image", name)
+    assert "a whiteout that names no entry" in fault.what
+    assert store.check(contents=True) == []
 
 
 def test_whiteouts_of_nothing_in_an_image_layer_are_left_out(

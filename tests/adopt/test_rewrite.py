@@ -21,6 +21,7 @@ from lamina.store.rewrite.place import Place
 from tests import daemons, support
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
+from tests.adopt.odd import add_layer_with_whiteout_beside, add_layer_with_whiteout_of_no_name
 from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN, SPLIT
 
 pytestmark = pytest.mark.root
@@ -264,11 +265,18 @@ def test_too_little_room_is_told_before_anything_is_made(
     assert not (docker_root / "lamina-rewrite/overlay2").exists()
 
 
+def test_a_layer_whose_tar_no_driver_takes_is_left_out_and_named(docker_root: Path) -> None:
+    add_layer_with_whiteout_of_no_name(docker_root, f"sha256:{BASE_CHAIN}", BASE)
+    result = rewrite(docker_root)
+    assert (result.layers, result.images, result.containers) == (9, 13, 4)
+    (fault,) = result.faults
+    assert "a whiteout that names no entry" in fault.what
+    assert not list((docker_root / "overlay2").glob("*-making"))
+
+
 def test_a_layer_with_a_whiteout_beside_a_live_file_still_gives_back_its_tar(
     docker_root: Path, tmp_path: Path
 ) -> None:
-    from tests.adopt.odd import add_layer_with_whiteout_beside
-
     name = add_layer_with_whiteout_beside(docker_root, f"sha256:{BASE_CHAIN}", BASE)
     rewrite(docker_root)
     with daemons.dockerd(docker_root) as docker:

@@ -63,7 +63,11 @@ class DockerOverlay:
             _write(f"{staged}/lower", ":".join(f"l/{_short(below)}" for below in chain), 0o644)
         if is_parent:
             _write(f"{staged}/committed", "", 0o600)
-        fill(f"{staged}/diff")
+        try:
+            fill(f"{staged}/diff")
+        except BaseException:
+            remove_tree(staged)
+            raise
         try:
             os.symlink(f"../{id}/diff", f"{self.home}/l/{short}")
         except FileExistsError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lamina.archive.stream import open_chunks
 from lamina.drivers import Driver
-from lamina.errors import DigestMismatch, InvalidName, LayerBroken, NameInUse
+from lamina.errors import DigestMismatch, InvalidArchive, InvalidName, LayerBroken, NameInUse
 from lamina.oci import normalize
 from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
 from lamina.progress import Progress, ProgressCallback
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import datetime
 
 _Make: TypeAlias = Callable[[Driver, LayerId], None]
+
+_DAMAGE = (LayerBroken, DigestMismatch, InvalidArchive)
+"""What makes a layer stay out, and no more than what stands on it."""
 
 
 @dataclass(slots=True)
@@ -76,12 +79,12 @@ class Bringing:
             for image in self._plan.images:
                 try:
                     self._bring_image(image)
-                except (LayerBroken, DigestMismatch) as error:
+                except _DAMAGE as error:
                     self._fault("image", image.names[0] if image.names else image.id, error)
             for box in self._plan.containers:
                 try:
                     self._bring_container(box)
-                except (LayerBroken, DigestMismatch) as error:
+                except _DAMAGE as error:
                     self._fault("container", box.name, error)
         self._add(0, done=True)
         return self._result
@@ -120,7 +123,7 @@ class Bringing:
                 made = self._unpack(record, below, work)
             else:
                 made = self._take(record, below, work)
-        except (LayerBroken, DigestMismatch) as error:
+        except _DAMAGE as error:
             self._broken[record.chain_id] = getattr(error, "why", str(error))
             raise
         self._result.layers += 1

@@ -16,7 +16,7 @@ from lamina.archive.stream import open_chunks
 from lamina.archive.transplant import transplant
 from lamina.archive.unpack import unpack
 from lamina.drivers.dockeroverlay import DockerOverlay
-from lamina.errors import DigestMismatch, LayerBroken, StoreError
+from lamina.errors import DigestMismatch, InvalidArchive, LayerBroken, StoreError
 from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.oci.docker.records import layer_directory
@@ -112,13 +112,14 @@ class Rewrite:
 
     def branches(self) -> list[str]:
         """Layers of the storage driver's that go over, parents first; BuildKit's too."""
-        bad = {
-            layer.cache_id
-            for layer in self._source.catalog.layers.values()
-            if not self._is_sound(layer)
-        }
+        bad = self._bad_branches
         whole = self._source.branches.whole()
         return [id for id in whole if not bad.intersection((id, *self._chain(id)))]
+
+    @property
+    def _bad_branches(self) -> set[str]:
+        layers = self._source.catalog.layers.values()
+        return {layer.cache_id for layer in layers if not self._is_sound(layer)}
 
     def _chain(self, branch: str) -> tuple[str, ...]:
         return self._source.branches.chain(branch) or ()
@@ -205,18 +206,27 @@ class Rewrite:
         for count, id in enumerate(branches):
             if progress is not None:
                 progress(Progress("rewriting layers", count, len(branches), "entries"))
-            if home.exists(id):
-                continue
             chain = self._chain(id)
+            if home.exists(id) or self._bad_branches.intersection((id, *chain)):
+                continue
+            layer = by_branch.get(id)
 
-            def fill(target: str, id: str = id, chain: tuple[str, ...] = chain) -> None:
-                layer = by_branch.get(id)
+            def fill(
+                target: str,
+                id: str = id,
+                chain: tuple[str, ...] = chain,
+                layer: LayerRecord | None = layer,
+            ) -> None:
                 if layer is not None and self._source.glance(id).hidden:
                     self._unpack(layer, target, [home.diff(below) for below in chain])
                 else:
                     self._transplant(id, target, result)
 
-            home.make(id, chain, fill, is_parent=id in parents)
+            try:
+                home.make(id, chain, fill, is_parent=id in parents)
+            except InvalidArchive as error:  # a tar of marks that no other driver can have
+                assert layer is not None
+                self._leave_out(layer, str(error))
 
     def _transplant(self, branch: str, target: str, result: Rewritten) -> None:
         linking = branch in self._frozen
