@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -217,6 +218,28 @@ def _failing_after(call: Callable[..., Any], allowed: int) -> Callable[..., Any]
         return call(*args, **options)
 
     return failing
+
+
+def test_what_was_written_and_removed_since_an_interruption_is_seen(
+    docker_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "commit_tree", _failing_after(Place.commit_tree, 0))
+        with pytest.raises(OSError, match="as if"):
+            rewrite(docker_root)
+    mounts = docker_root / "image/aufs/layerdb/mounts"
+    upper = (mounts / CONTAINERS["c-stopped"] / "mount-id").read_text()
+    (docker_root / "aufs/diff" / upper / "since").write_text("since\n")
+    gone = (mounts / CONTAINERS["c-created"] / "mount-id").read_text()
+    for part in ("containers", "image/aufs/layerdb/mounts"):
+        shutil.rmtree(docker_root / part / CONTAINERS["c-created"])
+    for name in (gone, f"{gone}-init"):
+        (docker_root / "aufs/layers" / name).unlink()
+        shutil.rmtree(docker_root / "aufs/diff" / name)
+    assert rewrite(docker_root).containers == 3
+    assert (docker_root / "overlay2" / upper / "diff/since").read_text() == "since\n"
+    assert not list((docker_root / "overlay2").glob(f"{gone}*"))
+    assert all(link.exists() for link in (docker_root / "overlay2/l").iterdir())
 
 
 # -- what stands in the way

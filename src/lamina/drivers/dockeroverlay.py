@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lamina.kernel.remove import remove_tree
 
@@ -43,6 +43,14 @@ class DockerOverlay:
     def diff(self, id: str) -> str:
         """Where a layer's files are."""
         return f"{self.home}/{id}/diff"
+
+    def keep_only(self, ids: Collection[str]) -> None:
+        """Remove all layers but these, and what attempts at others left. Raises OSError."""
+        for name in os.listdir(self.home):
+            if name != "l" and name not in ids:
+                remove_tree(f"{self.home}/{name}")
+        for short in set(os.listdir(f"{self.home}/l")).difference(map(_short, ids)):
+            os.unlink(f"{self.home}/l/{short}")
 
     def make(
         self, id: str, chain: Sequence[str], fill: Callable[[str], object], *, is_parent: bool

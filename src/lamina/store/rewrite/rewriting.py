@@ -201,6 +201,8 @@ class Rewrite:
     def _make_layers(self, result: Rewritten, progress: ProgressCallback | None) -> None:
         home = DockerOverlay(str(self._place.new_layers))
         branches = self.branches()
+        # What an interrupted run made of layers that are written to: they may have been meanwhile.
+        home.keep_only(self._frozen.intersection(branches))
         parents = {id for branch in branches for id in self._chain(branch)[:1]}
         by_branch = {layer.cache_id: layer for layer in self._source.catalog.layers.values()}
         for count, id in enumerate(branches):
