@@ -109,6 +109,34 @@ def test_the_removal_of_a_living_process_is_not_swept(driver: AufsDriver, home: 
         assert os.path.isdir(staged)
 
 
+def test_a_sweep_in_the_moment_before_the_lock_does_no_harm(
+    driver: AufsDriver, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+    swept: list[str] = []
+
+    def mkdir(path: str, *args: int) -> None:
+        make(path, *args)
+        if path.endswith("-removing") and not swept:
+            swept.append(path)
+            driver.layout.sweep()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    driver.create(A)
+    assert swept
+    assert driver.exists(A)
+    assert os.listdir(home / "diff") == ["a"]
+
+
+def test_a_link_that_is_called_as_a_removal_is_not_followed(
+    driver: AufsDriver, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (home / "diff/x-removing").symlink_to(tmp_path / "mine")
+    driver.layout.sweep()  # type: ignore[attr-defined]
+    assert (home / "diff/x-removing").is_symlink()
+
+
 def test_btrfs_is_refused_as_backing_also_when_the_home_is_not_there(
     btrfs: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ leaves it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import itertools
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from lamina.drivers.base import check_id
 from lamina.drivers.layout import Chain
 from lamina.errors import InvalidName, LayerBroken, LayerExists, LayerInUse, LayerNotFound
+from lamina.kernel.lock import unlock
 from lamina.kernel.remove import remove_tree
 from lamina.log import Log
 from lamina.types import LayerId
@@ -133,7 +133,7 @@ class AufsLayout:
         """Delete ``*-removing`` in ``mnt`` and ``diff``; what can't be is logged, and stays."""
         for part in ("mnt", "diff"):
             with os.scandir(f"{self.home}/{part}") as entries:
-                left = [e.path for e in entries if e.name.endswith(REMOVING) and e.is_dir()]
+                left = [entry.path for entry in entries if _is_stale(entry)]
             for path in left:
                 try:
                     _sweep_one(path)
@@ -150,16 +150,26 @@ class _Removing:
     @contextmanager
     def directory(self) -> Iterator[str]:
         """A new, empty directory (0700); what of it is left after the block is deleted."""
-        number = f"{os.getpid()}-{threading.get_native_id()}-{next(_serial)}"
-        staged = f"{self._directory}/lamina-{number}{REMOVING}"
-        os.mkdir(staged, 0o700)
-        lock = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        staged, lock = self._claim()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield staged
         finally:
             remove_tree(staged)
-            os.close(lock)
+            unlock(lock)
+
+    def _claim(self) -> tuple[str, int]:
+        """Make and lock a directory that is this call's alone."""
+        while True:
+            number = f"{os.getpid()}-{threading.get_native_id()}-{next(_serial)}"
+            staged = f"{self._directory}/lamina-{number}{REMOVING}"
+            try:
+                os.mkdir(staged, 0o700)
+            except FileExistsError:
+                continue  # of a process of another pid namespace, or left by a dead one
+            lock = _try_lock(staged)
+            if lock is not None:
+                return staged, lock
+            # Before it was locked a sweep took it for stale.
 
     def close(self) -> None:
         """Nothing is held between two directories."""
@@ -226,17 +236,34 @@ def _unlink(path: str) -> bool:
     return True
 
 
+def _is_stale(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(REMOVING) and entry.is_dir(follow_symlinks=False)
+
+
 def _sweep_one(path: str) -> None:
+    lock = _try_lock(path)
+    if lock is None:
+        return  # a living process is at it
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        remove_tree(path)
+    finally:
+        unlock(lock)
+
+
+def _try_lock(path: str) -> int | None:
+    """An fd that holds a directory; None when another has it, or has deleted it meanwhile."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            return  # a living process is at it
-        raise
-    finally:
+        if os.path.samestat(os.fstat(lock), os.lstat(path)):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
         os.close(lock)
-    remove_tree(path)
+        raise
+    os.close(lock)
+    return None
