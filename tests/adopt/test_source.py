@@ -192,11 +192,18 @@ def test_a_diff_directory_of_no_layer_is_named(docker_root: Path) -> None:
         (f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/size", b"many", "invalid literal"),
         (f"image/aufs/imagedb/content/sha256/{IMAGE}", b"{}", "digest"),
         (f"image/aufs/imagedb/content/sha256/{IMAGE}", b"[" * 100_000, "digest"),
+        (f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/size", b"-1", "size"),
+        (f"image/aufs/layerdb/sha256/{SECOND_CHAIN}/size", b"9" * 400, "size"),
         ("image/aufs/repositories.json", b"\xff", "repositories.json"),
         ("image/aufs/repositories.json", b'{"Repositories": 5}', "repositories.json"),
         (f"containers/{CONTAINERS['c-stopped']}/config.v2.json", b"{", CONTAINERS["c-stopped"]),
         (f"containers/{CONTAINERS['c-stopped']}/config.v2.json", None, "missing"),
         (f"containers/{CONTAINERS['c-stopped']}/config.v2.json", b'{"Driver":"zfs"}', "zfs"),
+        (
+            f"image/aufs/layerdb/mounts/{CONTAINERS['c-stopped']}/parent",
+            f"sha256:{BASE_CHAIN}".encode(),
+            "does not stand on the layers of its image",
+        ),
         (
             f"image/aufs/layerdb/mounts/{CONTAINERS['c-stopped']}/mount-id",
             b"../../../../etc",
@@ -204,14 +211,51 @@ def test_a_diff_directory_of_no_layer_is_named(docker_root: Path) -> None:
         ),
     ],
 )
-def test_documents_that_are_damaged_are_named(
-    docker_root: Path, path: str, content: bytes | None, said: str
+def test_documents_that_are_damaged_are_named_and_the_rest_comes(
+    docker_root: Path, tmp_path: Path, path: str, content: bytes | None, said: str
 ) -> None:
     if content is None:
         (docker_root / path).unlink()
     else:
         (docker_root / path).write_bytes(content)
-    assert any(said in str(fault) for fault in _faults(docker_root))
+    with (
+        DockerSource(docker_root) as source,
+        Store(tmp_path / "s", run=tmp_path / "r", driver="overlay") as store,
+    ):
+        assert any(said in str(fault) for fault in source.faults)
+        assert store.adopt(source).run().images > 0
+        assert store.check() == []
+
+
+@pytest.mark.parametrize("code", [1 << 40, 1 << 63, 1 << 70])
+def test_an_exit_status_that_is_none_is_named_and_the_rest_comes(
+    docker_root: Path, tmp_path: Path, code: int
+) -> None:
+    path = docker_root / f"containers/{CONTAINERS['c-stopped']}/config.v2.json"
+    config = json.loads(path.read_text())
+    config["State"]["ExitCode"] = code
+    path.write_text(json.dumps(config))
+    with (
+        DockerSource(docker_root) as source,
+        Store(tmp_path / "s", run=tmp_path / "r", driver="overlay") as store,
+    ):
+        result = store.adopt(source).run()
+    assert (result.images, result.containers) == (9, 3)
+    assert [fault.id for fault in result.faults] == [CONTAINERS["c-stopped"]]
+
+
+def test_a_name_that_is_none_is_named_and_the_rest_comes(docker_root: Path, tmp_path: Path) -> None:
+    path = docker_root / "image/aufs/repositories.json"
+    repositories = json.loads(path.read_text())
+    repositories["Repositories"]["A B"] = {"A B:1": f"sha256:{IMAGE}"}
+    path.write_text(json.dumps(repositories))
+    with (
+        DockerSource(docker_root) as source,
+        Store(tmp_path / "s", run=tmp_path / "r", driver="overlay") as store,
+    ):
+        result = store.adopt(source).run()
+    assert (result.images, result.containers) == (9, 4)
+    assert [(fault.kind, fault.id) for fault in result.faults] == [("name", "A B:1")]
 
 
 def test_links_and_devices_for_documents_are_not_read(docker_root: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from lamina.errors import LaminaError
+from lamina.errors import InvalidName, LaminaError
 from lamina.oci.config import ImageConfig
 from lamina.oci.digest import chain_ids, hex_of, next_chain_id, sha256
 from lamina.oci.docker import documents
@@ -21,6 +21,7 @@ from lamina.oci.docker.records import (
     LayerRecord,
     layer_directory,
 )
+from lamina.oci.reference import normalize
 from lamina.types import ChainId, DiffId, Digest
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -112,7 +113,10 @@ def _layer(files: Files, name: str) -> LayerRecord:
     cache_id = files.text(f"{at}/cache-id")
     if not _HEX.fullmatch(cache_id):
         raise ValueError("its cache-id is not an id")
-    return LayerRecord(chain_id, diff_id, parent, cache_id, int(files.text(f"{at}/size")))
+    size = int(files.text(f"{at}/size"))
+    if not 0 <= size < 1 << 63:
+        raise ValueError("its size is none")
+    return LayerRecord(chain_id, diff_id, parent, cache_id, size)
 
 
 def _complete(layer: LayerRecord, found: dict[ChainId, LayerRecord]) -> bool:
@@ -169,6 +173,11 @@ def _read_names(files: Files, catalog: Catalog) -> None:
         for name, id in repository.items():
             if "@" in name:
                 continue  # what a registry called it: a digest, no name
+            try:
+                normalize(name)
+            except InvalidName as error:
+                catalog.fault("name", name, error)
+                continue
             if id not in catalog.images:
                 catalog.fault("name", name, f"its image {id} is missing or damaged")
             names.setdefault(Digest(id), []).append(name)
@@ -202,6 +211,8 @@ def _container(files: Files, id: str, catalog: Catalog) -> ContainerRecord:
         raise ValueError(f"its image {known.image} is missing or damaged")
     if chain is not None and chain not in catalog.layers:
         raise ValueError(f"its layer {chain} is missing or damaged")
+    if (chain,) != (catalog.images[Digest(known.image)].chain[-1:] or (None,)):
+        raise ValueError(f"it does not stand on the layers of its image {known.image}")
     config, state = known.config, known.state
     return ContainerRecord(
         id=id,

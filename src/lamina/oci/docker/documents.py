@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -15,7 +16,7 @@ class Repositories(msgspec.Struct):
 
 class _State(msgspec.Struct, rename="pascal"):
     running: bool = False
-    exit_code: int = 0
+    exit_code: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 32)] = 0
     started_at: str = ""
     finished_at: str = ""
 
