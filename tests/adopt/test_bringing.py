@@ -14,6 +14,7 @@ import pytest
 
 from lamina import Store
 from lamina.errors import InvalidName, StoreError
+from lamina.oci.docker import ContainerRecord
 from lamina.progress import Progress
 from lamina.store.adopt import Adopted, DockerSource, Way, bringing
 from lamina.store.adopt.plan import Room
@@ -162,6 +163,26 @@ def test_a_killed_adoption_is_continued(docker_root: Path, tmp_path: Path) -> No
     with Store(where[0], run=where[1], driver="overlay") as store:
         assert (len(list(store.images)), len(list(store.containers))) == (9, 4)
         assert store.check(contents=True) == []
+
+
+def test_an_adoption_is_overtaken_by_another(
+    docker_root: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remark = bringing.Bringing._remark
+    overtaken: list[Adopted] = []
+
+    def overtake(self: bringing.Bringing, box: ContainerRecord) -> None:
+        monkeypatch.undo()  # the other one goes on to its end
+        with Store(tmp_path / "store", run=tmp_path / "run", driver="overlay") as other:
+            overtaken.append(bring(docker_root, other))
+        remark(self, box)
+
+    monkeypatch.setattr(bringing.Bringing, "_remark", overtake)
+    result = bring(docker_root, store)
+    assert [(one.images, one.containers) for one in (*overtaken, result)] == [(0, 4), (9, 0)]
+    assert result.faults == []
+    assert len(list(store.containers)) == 4
+    assert store.check(contents=True) == []
 
 
 # -- damage and odd names

@@ -170,6 +170,8 @@ class Bringing:
     # -- containers -----------------------------------------------------------------------
 
     def _bring_container(self, box: ContainerRecord) -> None:
+        if self._plan.has_container(box):
+            return  # by now
         image = self._source.catalog.images[box.image]
         with Work(self._core) as work, ExitStack() as stack:
             floor: LayerId | None = None
@@ -194,6 +196,8 @@ class Bringing:
             self._core.sync_content()
             counted_from = frozen[0][0].id if box.init_id else floor
             with self._core.db.write(durable=self._core.durable) as tx:
+                if tx.value("SELECT 1 FROM containers WHERE id = ?", (box.id,)):
+                    return  # another adoption was quicker
                 for made, under in frozen:
                     made.record(tx, kind="frozen", parent=under)
                 top.record(tx, kind="writable", parent=parent)

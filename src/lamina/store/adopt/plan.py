@@ -112,8 +112,12 @@ class Adoption:
         if box.name in self._bad or self._broken(self.source.catalog.images[box.image].chain):
             self.faults.append(Fault("container", box.name, "left out: a layer is damaged"))
             return False
+        return not self.has_container(box)
+
+    def has_container(self, box: ContainerRecord) -> bool:
+        """Whether the store has it."""
         with self.core.db.read() as tx:
-            return not tx.value("SELECT 1 FROM containers WHERE id = ?", (box.id,))
+            return bool(tx.value("SELECT 1 FROM containers WHERE id = ?", (box.id,)))
 
     def _broken(self, chain: Iterable[ChainId]) -> bool:
         return any(id in self._bad for id in chain)
