@@ -211,6 +211,15 @@ def test_a_layer_without_its_tar_split_record_is_named_and_the_rest_comes(
     assert store.check(contents=True) == []
 
 
+def test_images_come_without_names_where_those_can_not_be_read(
+    docker_root: Path, store: Store
+) -> None:
+    (docker_root / "image/aufs/repositories.json").unlink()
+    result = bring(docker_root, store, way=Way.COPY)
+    assert [fault.id for fault in result.faults] == ["repositories.json"]
+    assert result.containers == 4
+
+
 def test_a_name_of_another_image_is_not_taken(docker_root: Path, store: Store) -> None:
     with store.container(docker_root) as box:
         mine = box.commit("fx/base:0")

@@ -278,6 +278,24 @@ def test_a_layer_without_its_tar_split_record_is_left_out_and_named(docker_root:
     assert (result.layers, result.images, result.containers) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("content", [None, b"{", "link"])
+def test_names_that_can_not_be_read_are_left_out_and_named(
+    docker_root: Path, content: bytes | str | None
+) -> None:
+    path = docker_root / "image/aufs/repositories.json"
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.symlink_to("/etc/passwd")
+    result = rewrite(docker_root)
+    assert [fault.id for fault in result.faults] == ["repositories.json"]
+    assert (result.layers, result.images, result.containers) == (9, 13, 4)
+    assert not (docker_root / "image/overlay2/repositories.json").exists()
+    with daemons.dockerd(docker_root) as docker:
+        assert len(docker.lines("images", "-aq")) == 13
+
+
 def test_too_little_room_is_told_before_anything_is_made(
     docker_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

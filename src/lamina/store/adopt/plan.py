@@ -223,15 +223,15 @@ class Adoption:
             os.close(theirs)
 
     def _can_share(self) -> bool:
-        """Whether blocks can be shared, tried with a file of Docker's that is there always."""
-        with (
-            tempfile.TemporaryFile(dir=self.core.root / "staging") as target,
-            self.source.files.open("image/aufs/repositories.json") as some,
-        ):
-            try:
+        """Whether blocks can be shared, tried with a file of Docker's."""
+        try:
+            with (
+                tempfile.TemporaryFile(dir=self.core.root / "staging") as target,
+                self.source.files.open("image/aufs/repositories.json") as some,
+            ):
                 return reflink(some.fileno(), target.fileno())
-            except OSError:
-                return False
+        except OSError:
+            return False
 
     # -- doing ----------------------------------------------------------------------------
 

@@ -252,7 +252,9 @@ class Rewrite:
             (new / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         if (old / "distribution").is_dir():
             copy_tree(old / "distribution", new / "distribution")
-        shutil.copy2(old / "repositories.json", new / "repositories.json")
+        # dockerd does not start on one that it can't read, and makes one where there is none.
+        if not any(fault.id == "repositories.json" for fault in self.faults):
+            shutil.copy2(old / "repositories.json", new / "repositories.json")
         for image in self.images:
             name = image.id.removeprefix("sha256:")
             shutil.copy2(old / f"imagedb/content/sha256/{name}", new / "imagedb/content/sha256")
