@@ -278,6 +278,19 @@ def test_a_layer_without_its_tar_split_record_is_left_out_and_named(docker_root:
     assert (result.layers, result.images, result.containers) == (1, 1, 1)
 
 
+def test_a_layer_of_none_that_stands_on_a_damaged_one_is_left_out(docker_root: Path) -> None:
+    names = [letter * 64 for letter in "abcd"]
+    listed = {"a": "bc", "b": "c", "c": "d", "d": ""}  # b knows nothing of d
+    for name in names:
+        (docker_root / "aufs/diff" / name).mkdir()
+        below = [letter * 64 + "\n" for letter in listed[name[0]]]
+        (docker_root / "aufs/layers" / name).write_text("".join(below))
+    result = rewrite(docker_root)
+    assert [fault.id for fault in result.faults] == ["b" * 64]
+    left = {path.name for path in (docker_root / "overlay2").iterdir()}.intersection(names)
+    assert left == {"c" * 64, "d" * 64}
+
+
 @pytest.mark.parametrize("content", [None, b"{", "link"])
 def test_names_that_can_not_be_read_are_left_out_and_named(
     docker_root: Path, content: bytes | str | None

@@ -31,8 +31,11 @@ class Branches:
 
     def whole(self) -> list[str]:
         """The layers that are all there, with all that they stand on; parents first."""
-        sound = [id for id in self._chains if self.wrong(id) is None]
-        return sorted(sorted(sound), key=lambda branch: len(self._chains[branch]))
+        whole: dict[str, None] = {}
+        for id in sorted(self._chains, key=lambda branch: (len(self._chains[branch]), branch)):
+            if self.wrong(id) is None and whole.keys() >= set(self._chains[id]):
+                whole[id] = None
+        return list(whole)
 
     def wrong(self, id: str) -> str | None:
         """What is wrong with one layer; None if nothing is."""
