@@ -321,8 +321,18 @@ def test_a_dockerd_that_has_only_begun_is_seen_by_its_command_line(
         pytest.raises(StoreError, match=f"in use by dockerd, process {pid}"),
     ):
         DockerSource(docker_root)
-    with _dockerd(tmp_path, "--data-root", "/elsewhere"):
-        DockerSource(docker_root).close()
+    for others in (("--data-root", "/elsewhere"), ("--data-root",)):
+        with _dockerd(tmp_path, *others):
+            DockerSource(docker_root).close()
+
+
+def test_a_dockerd_with_a_user_namespace_is_seen(docker_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "docker").rename(tmp_path / "100000.100000")
+    with (
+        _dockerd(tmp_path, "--data-root", str(tmp_path)),
+        pytest.raises(StoreError, match="in use by dockerd"),
+    ):
+        DockerSource(tmp_path / "100000.100000")
 
 
 def test_a_dockerd_with_a_file_open_in_the_root_is_seen(docker_root: Path, tmp_path: Path) -> None:
@@ -352,6 +362,17 @@ def test_a_dockerd_can_not_lock_its_databases_meanwhile(docker_root: Path) -> No
             pass  # another reader is welcome
         with pytest.raises(StoreError, match="in use"):
             DockerSource(docker_root, alone=True)
+
+
+def test_only_one_may_be_alone_where_there_are_no_databases(docker_root: Path) -> None:
+    for pattern in ("volumes/metadata.db", "buildkit/*.db", "network/files/*.db"):
+        for path in docker_root.glob(pattern):
+            path.unlink()
+    with DockerSource(docker_root, alone=True), pytest.raises(StoreError, match="in use"):
+        DockerSource(docker_root, alone=True)
+    with DockerSource(docker_root), pytest.raises(StoreError, match="another adoption"):
+        DockerSource(docker_root, alone=True)
+    DockerSource(docker_root, alone=True).close()
 
 
 def test_what_is_no_docker_root_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,15 +34,22 @@ _ROOT_OPTIONS = ("--data-root", "--graph", "-g")
 def lock(root: Path, files: Files, held: ExitStack, *, alone: bool) -> None:
     """Refuse a root that a dockerd uses, and keep one from starting on it until ``held`` ends.
 
-    ``alone`` also keeps out others who only read. Raises StoreError.
+    ``alone`` also keeps out others who only read; these see it by a lock on the root itself.
+    Raises StoreError.
     """
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=files.fd)
+    held.callback(os.close, top)
+    try:
+        fcntl.flock(top, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(f"{root} is in use by another adoption") from None
     for name in _DATABASES:
         try:
             file = held.enter_context(files.open(name))
         except OSError:
             continue
         try:
-            how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
             fcntl.flock(file.fileno(), how | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(f"{root} is in use by a running dockerd ({name} is locked)") from None
@@ -61,7 +69,7 @@ def _daemons(root: Path) -> Iterator[int]:
         try:
             if Path(f"/proc/{name}/comm").read_text().strip() != "dockerd":
                 continue
-            if _data_root(name) == root or _has_open(name, root):
+            if _data_root(name) in (root, _unmapped(root)) or _has_open(name, root):
                 yield int(name)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
@@ -76,8 +84,13 @@ def _data_root(pid: str) -> Path | None:
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option in _ROOT_OPTIONS:
-            found = value if equals else words[place + 1]
+            found = value if equals else "".join(words[place + 1 : place + 2])
     return Path(os.path.realpath(found))
+
+
+def _unmapped(root: Path) -> Path:
+    """What a daemon with ``--userns-remap`` was told: it uses the directory UID.GID in that."""
+    return root.parent if re.fullmatch(r"\d+\.\d+", root.name) else root
 
 
 def _has_open(pid: str, root: Path) -> bool:
