@@ -141,8 +141,11 @@ def test_an_interrupted_adoption_is_continued(
         else:
             bring(docker_root, store)
     done = len(list(store.images))
+    layers = {layer.id for layer in store.layers if layer.kind == "image"}
+    assert len(layers) == min(after, 9)
     result = bring(docker_root, store)
-    assert result.images == 9 - done
+    assert (result.images, result.layers) == (9 - done, 9 - len(layers))
+    assert layers <= {layer.id for layer in store.layers}
     assert (len(list(store.images)), len(list(store.containers))) == (9, 4)
     assert len([layer for layer in store.layers if layer.kind == "image"]) == 9
     assert store.check(contents=True) == []
@@ -162,6 +165,46 @@ def test_a_killed_adoption_is_continued(docker_root: Path, tmp_path: Path) -> No
     support.run(*command)
     with Store(where[0], run=where[1], driver="overlay") as store:
         assert (len(list(store.images)), len(list(store.containers))) == (9, 4)
+        assert store.check(contents=True) == []
+
+
+_KILLED = """
+import os, signal, sys
+from lamina import Store
+from lamina.store.adopt import DockerSource, bringing
+
+whole, count = bringing.Bringing._fill, 0
+
+def fill(*args, **options):
+    global count
+    count += 1
+    if count == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **options)
+
+bringing.Bringing._fill = fill
+with Store(sys.argv[1], run=sys.argv[2], driver="overlay") as store, DockerSource(sys.argv[3]) as s:
+    store.adopt(s, ["fx/l7:rootdel"]).run()
+"""
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_layers_of_an_image_that_was_not_finished_stay_until_they_are_pruned(
+    docker_root: Path, tmp_path: Path, pruned: bool
+) -> None:
+    where = (tmp_path / "store", tmp_path / "run")
+    command: list[str | Path] = [sys.executable, "-c", _KILLED, *where, docker_root]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with Store(where[0], run=where[1], driver="overlay") as store:
+        assert len(list(store.layers)) == 3
+        assert store.check(contents=True) == []
+        if pruned:
+            assert len(store.prune().layers) == 3
+            assert list(store.layers) == []
+            assert store.check() == []
+        result = bring(docker_root, store, "fx/l7:rootdel")
+        chain = len(store.image("fx/l7:rootdel").layers)
+        assert (result.images, result.layers) == (1, chain - (0 if pruned else 3))
         assert store.check(contents=True) == []
 
 

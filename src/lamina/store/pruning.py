@@ -10,6 +10,7 @@ from lamina.store.container import Container, State
 from lamina.store.containers import Containers
 from lamina.store.core import Core
 from lamina.store.images import Images
+from lamina.store.removal import discard, release
 from lamina.types import LayerId
 
 
@@ -36,11 +37,24 @@ def prune(core: Core, *, containers: bool, unused: bool) -> Pruned:
     for image in images:
         if images.remove_unused(image, named=unused):
             pruned.images.append(image.id)
+    _release_unused(core)
     after = _layers(core)
     gone = before.keys() - after.keys()
     pruned.size += sum(before[id] for id in gone)
     pruned.layers = [*sorted(gone), *remove_orphans(core)]
     return pruned
+
+
+def _release_unused(core: Core) -> None:
+    """Remove image layers that nothing refers to, such as an interrupted adoption leaves."""
+    with core.db.write() as tx:
+        tops = tx.rows(
+            "SELECT id FROM layers AS top WHERE kind = 'image'"
+            " AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = top.id)"
+        )
+        lease = core.leases.token
+        doomed = [gone for (top,) in tops for gone in release(tx, top, lease)]
+    discard(core, doomed)
 
 
 def _remove_stopped(box: Container, pruned: Pruned) -> int:

@@ -6,6 +6,7 @@ use, and at three tables that are empty when all is well. The crash matrix:
     died while                      what it left                     what the sweep does
     a layer was unpacked            driver layer, pending row        removes both
     between layer and image         layer, hold                      releases the layer
+      the same, of an adoption      layer, hold                      ends the hold, as it goes on
     an image was recorded           blob, pending row                removes both
     a container was made            driver layer, pending row        removes both
     something was being deleted     part of it, pending row          deletes the rest

@@ -2,7 +2,7 @@
 
 An image is there when all its layers are and its configuration is recorded; a container with one
 transaction. What an interruption leaves half-made is swept like that of any other work, and what
-was finished is not done again.
+was finished, layer by layer, is not done again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Bringing:
     # -- images ---------------------------------------------------------------------------
 
     def _bring_image(self, image: ImageRecord) -> None:
-        with Work(self._core) as work:
+        with Work(self._core, resumed=True) as work:
             top: Layer | None = None
             for chain_id in image.chain:
                 top = self._layer(self._source.catalog.layers[chain_id], top, work)
@@ -173,7 +173,7 @@ class Bringing:
         if self._plan.has_container(box):
             return  # by now
         image = self._source.catalog.images[box.image]
-        with Work(self._core) as work, ExitStack() as stack:
+        with Work(self._core, resumed=True) as work, ExitStack() as stack:
             floor: LayerId | None = None
             below: Layer | None = None
             for chain_id in image.chain:
