@@ -82,6 +82,20 @@ def test_too_little_room_is_told_before_anything_is_made(
         assert list(store.layers) == []
 
 
+def test_what_comes_by_tar_needs_room_although_the_rest_is_linked(
+    docker_root: Path, store: Store
+) -> None:
+    name = add_layer_with_whiteout_beside(docker_root, f"sha256:{BASE_CHAIN}", BASE)
+    with DockerSource(docker_root) as source:
+        plan = store.adopt(source, [name])
+        assert plan.linking
+        least = plan.need().size
+    for live in docker_root.glob("aufs/diff/*/etc/both"):
+        live.write_bytes(os.urandom(1 << 20))
+    with DockerSource(docker_root) as source:
+        assert store.adopt(source, [name]).need().size >= least + (1 << 20) - 4096
+
+
 def test_too_few_files_left_is_told_before_anything_is_made(
     docker_root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,21 @@ def test_a_layer_whose_tar_no_driver_takes_is_left_out_and_named(docker_root: Pa
     assert not list((docker_root / "overlay2").glob("*-making"))
 
 
+def test_where_nothing_can_be_linked_there_must_be_room_for_copies(docker_root: Path) -> None:
+    with DockerSource(docker_root, alone=True) as source:
+        least = Rewrite(source).need()
+    aufs = docker_root / "aufs"
+    support.run("mount", "--bind", aufs, aufs)  # as Docker's driver does, and a crash leaves it
+    try:
+        with DockerSource(docker_root, alone=True) as source:
+            assert Rewrite(source).need() > least + 2_000_000
+            result = Rewrite(source).run()
+        assert (result.layers, result.faults) == (9, [])
+        assert result.copied > 2_000_000
+    finally:
+        support.run("umount", aufs)
+
+
 def test_a_layer_with_a_whiteout_beside_a_live_file_still_gives_back_its_tar(
     docker_root: Path, tmp_path: Path
 ) -> None:

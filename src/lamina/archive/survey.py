@@ -65,7 +65,10 @@ def survey(tree: Tree) -> Survey:
 
 
 def glance(top: str | os.PathLike[str]) -> Survey:
-    """What costs no look at each file: directories, files, and ``hidden``. Raises OSError."""
+    """What costs no look at each file: directories, files, and ``hidden``. Raises OSError.
+
+    If there is something hidden, also ``allocated``, with what is: such a layer is unpacked.
+    """
     found = Survey()
     waiting = [os.fsencode(top)]
     while waiting:
@@ -85,6 +88,12 @@ def glance(top: str | os.PathLike[str]) -> Survey:
                 else:
                     found.files += 1
         found.hidden |= any(name[len(WHITEOUT_PREFIX) :] in names for name in marked)
+    if found.hidden:
+        found.allocated = sum(
+            os.lstat(os.path.join(directory, name)).st_blocks * 512
+            for directory, _, names_there in os.walk(os.fsencode(top))
+            for name in names_there
+        )
     return found
 
 

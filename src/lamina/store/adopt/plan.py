@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from lamina.errors import InvalidName, OptionUnsupported, StoreError
 from lamina.kernel.copy import reflink
-from lamina.kernel.path import mount_id
 from lamina.oci import normalize
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.progress import ProgressCallback
@@ -85,7 +84,7 @@ class Adoption:
         self.images = [image for image in wanted_images if self._is_new_image(image)]
         self._add_images_of(wanted_boxes)
         self.layers = self._missing_layers()
-        self.linking = way is Way.LINK and core.driver_name != "vfs" and self._can_link()
+        self.linking = way is Way.LINK and core.driver_name != "vfs" and source.can_link(core.root)
         self.sharing = way is not Way.IN_PLACE and not self.linking and self._can_share()
 
     # -- what -----------------------------------------------------------------------------
@@ -178,11 +177,13 @@ class Adoption:
         """Of one layer; driver vfs has with each of them all that is below."""
         size, files = _A_LAYER, 8
         for id in (branch, *below) if self.core.driver_name == "vfs" else (branch,):
-            found = self.source.glance(id) if linking else self.source.survey(id)
+            found = self.source.glance(id)
+            if not linking and not found.hidden:
+                found = self.source.survey(id)
             size += found.directories * _BLOCK
             files += found.directories
-            if not linking:
-                size += 0 if self.sharing else found.allocated
+            if found.hidden or not linking:  # what is hidden by AUFS comes from the layer's tar
+                size += 0 if self.sharing and not found.hidden else found.allocated
                 files += found.files
         return Room(size, files)
 
@@ -207,20 +208,6 @@ class Adoption:
             )
 
     # -- how ------------------------------------------------------------------------------
-
-    def _can_link(self) -> bool:
-        """Whether link(2) works: one file system, seen by one mount."""
-        ours, theirs = (
-            os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            for path in (self.core.root, self.source.path / "aufs/diff")
-        )
-        try:
-            return os.fstat(ours).st_dev == os.fstat(theirs).st_dev and mount_id(ours) == mount_id(
-                theirs
-            )
-        finally:
-            os.close(ours)
-            os.close(theirs)
 
     def _can_share(self) -> bool:
         """Whether blocks can be shared, tried with a file of Docker's."""

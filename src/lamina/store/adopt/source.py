@@ -15,7 +15,7 @@ from lamina.archive.transplant import Foreign
 from lamina.errors import PermissionRequired, StoreError
 from lamina.kernel import mount
 from lamina.kernel._syscall import AT_RECURSIVE
-from lamina.kernel.path import open_in_root
+from lamina.kernel.path import mount_id, open_in_root
 from lamina.oci.docker import Branches, Catalog, Fault, Files, read_catalog
 from lamina.store.adopt import usage
 
@@ -72,6 +72,19 @@ class DockerSource:
         directory = self.directory(branch)
         at = self.path / "aufs/diff" / branch
         return Foreign(directory, whiteout.AUFS, at if links else None)
+
+    def can_link(self, place: Path) -> bool:
+        """Whether the layers' files can be linked to in ``place``: one file system, one mount."""
+        ours, theirs = (
+            os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for path in (place, self.path / "aufs/diff")
+        )
+        try:
+            one_device = os.fstat(ours).st_dev == os.fstat(theirs).st_dev
+            return one_device and mount_id(ours) == mount_id(theirs)
+        finally:
+            os.close(ours)
+            os.close(theirs)
 
     def directory(self, branch: str) -> Path:
         """Where this process reads a branch."""

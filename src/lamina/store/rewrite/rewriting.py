@@ -110,6 +110,14 @@ class Rewrite:
         boxes = self._source.catalog.containers.values()
         return {layer.cache_id for layer in layers} | {box.init_id for box in boxes if box.init_id}
 
+    @cached_property
+    def _linking(self) -> bool:
+        return self._source.can_link(self._source.path)
+
+    def _linked(self, branch: str) -> bool:
+        """Whether its files are hard links in the new tree."""
+        return self._linking and branch in self._frozen
+
     def branches(self) -> list[str]:
         """Layers of the storage driver's that go over, parents first; BuildKit's too."""
         bad = self._bad_branches
@@ -131,7 +139,9 @@ class Rewrite:
         total = 0
         for id in self.branches():
             total += (self._source.glance(id).directories + 4) * _BLOCK
-            if id not in self._frozen:
+            if self._source.glance(id).hidden:
+                total += self._source.glance(id).allocated
+            elif not self._linked(id):
                 total += self._source.survey(id).allocated
         return total + 2 * self._size_of_image()
 
@@ -231,7 +241,7 @@ class Rewrite:
                 self._leave_out(layer, str(error))
 
     def _transplant(self, branch: str, target: str, result: Rewritten) -> None:
-        linking = branch in self._frozen
+        linking = self._linked(branch)
         size = transplant(self._source.foreign(branch, links=linking), target, whiteout.OVERLAY)
         if not linking:
             result.copied += size
