@@ -40,6 +40,8 @@ class Foreign:
     links: Path | None = None
     """The same directory where hard links can be had from (link(2) crosses no mount), if they
     may: then the new layer's files are the same files, which neither side may write to."""
+    idmap: IdMap = IdMap()
+    """What the owners there stand for. With one it can't be transplanted: it goes by tar."""
 
 
 def transplant(

@@ -390,13 +390,16 @@ class Driver(ABC):
         """Fill the layer from a layer directory that someone else keeps; its size in bytes.
 
         Drivers that keep directories make it by links or copies, others by way of a tar.
-        ``progress`` is called with the bytes of each file. Raises as :meth:`apply`.
+        ``progress`` is called with bytes as they come. Raises as :meth:`apply`.
         """
         from lamina.archive.pack import pack
         from lamina.archive.stream import open_chunks
 
-        with open_chunks(pack([layer.directory], fmt=layer.view)) as tar:
-            return self.apply_diff(id, parent, tar)
+        with open_chunks(pack([layer.directory], fmt=layer.view, idmap=layer.idmap)) as tar:
+            size = self.apply_diff(id, parent, tar)
+        if progress is not None:
+            progress(size)
+        return size
 
     @abstractmethod
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:

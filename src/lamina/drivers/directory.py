@@ -322,9 +322,9 @@ class DirectoryDriver(Driver):
         *,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """See :meth:`Driver.copy_in`. Owners are taken as they are: a mapped store goes by tar."""
+        """See :meth:`Driver.copy_in`. Where owners are mapped, here or there, it goes by tar."""
         chain = self.layout.chain(id)
-        if self.idmap or parent != chain.parent:
+        if self.idmap or layer.idmap or parent != chain.parent:
             return super().copy_in(id, parent, layer, progress=progress)
         with self.layout.staging.directory() as staged:
             with self._there(id):

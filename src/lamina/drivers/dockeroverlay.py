@@ -25,16 +25,21 @@ _MAKING = "-making"
 
 
 class DockerOverlay:
-    """A home of Docker's overlay2 driver at ``home``, made if missing."""
+    """A home of Docker's overlay2 driver at ``home``, made if missing.
 
-    def __init__(self, home: str) -> None:
+    ``owner``: uid and gid of the layers' root, another one with ``--userns-remap``.
+    """
+
+    def __init__(self, home: str, owner: tuple[int, int] = (0, 0)) -> None:
         self.home = home
+        self._owner = owner
         for path, mode in ((home, 0o710), (f"{home}/l", 0o700)):
             try:
                 os.mkdir(path, mode)
                 os.chmod(path, mode)
             except FileExistsError:
                 pass
+        os.chown(home, -1, owner[1])
 
     def exists(self, id: str) -> bool:
         """Whether the layer is there, whole."""
@@ -64,10 +69,13 @@ class DockerOverlay:
         for path, mode in ((staged, 0o710), (f"{staged}/diff", 0o755)):
             os.mkdir(path, mode)
             os.chmod(path, mode)
+        os.chown(staged, -1, self._owner[1])
+        os.chown(f"{staged}/diff", *self._owner)
         short = _short(id)
         _write(f"{staged}/link", short, 0o644)
         if chain:
             os.mkdir(f"{staged}/work", 0o700)
+            os.chown(f"{staged}/work", *self._owner)
             _write(f"{staged}/lower", ":".join(f"l/{_short(below)}" for below in chain), 0o644)
         if is_parent:
             _write(f"{staged}/committed", "", 0o600)

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lamina.archive.stream import open_chunks
 from lamina.drivers import Driver
-from lamina.errors import DigestMismatch, InvalidArchive, InvalidName, LayerBroken, NameInUse
+from lamina.errors import (
+    DigestMismatch,
+    InvalidArchive,
+    InvalidName,
+    LayerBroken,
+    NameInUse,
+    UnmappedId,
+)
 from lamina.oci import normalize
 from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
 from lamina.progress import Progress, ProgressCallback
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 
 _Make: TypeAlias = Callable[[Driver, LayerId], None]
 
-_DAMAGE = (LayerBroken, DigestMismatch, InvalidArchive)
+_DAMAGE = (LayerBroken, DigestMismatch, InvalidArchive, UnmappedId)
 """What makes a layer stay out, and no more than what stands on it."""
 
 
@@ -119,7 +126,7 @@ class Bringing:
         if known is not None:
             return known
         try:
-            if self._plan.way is not Way.IN_PLACE and self._source.glance(record.cache_id).hidden:
+            if self._plan.way is not Way.IN_PLACE and self._goes_by_tar(record):
                 made = self._unpack(record, below, work)
             else:
                 made = self._take(record, below, work)
@@ -129,8 +136,12 @@ class Bringing:
         self._result.layers += 1
         return made
 
+    def _goes_by_tar(self, record: LayerRecord) -> bool:
+        return self._plan.by_tar or self._source.glance(record.cache_id).hidden
+
     def _unpack(self, record: LayerRecord, below: Layer | None, work: Work) -> Layer:
-        """From the layer's tar: its directory has entries that AUFS hides and the tar does not."""
+        """From the layer's tar: its directory has entries that AUFS hides and the tar does not,
+        or other owners."""
         with open_chunks(verifying.tar(self._source.files, record)) as tar:
             layer = self._layers.register(tar, below, work=work, diff_id=record.diff_id)
         self._add(layer.size or 0)

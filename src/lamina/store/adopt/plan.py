@@ -73,6 +73,11 @@ class Adoption:
             raise OptionUnsupported(
                 f"driver {core.driver_name} can't read AUFS layers in place: use --driver aufs"
             )
+        if way is Way.IN_PLACE and source.idmap:
+            raise OptionUnsupported(
+                f"the files in {source.path} have owners of a user namespace: "
+                "they can't be read in place"
+            )
         self.core = core
         self.source = source
         self.way = way
@@ -84,8 +89,11 @@ class Adoption:
         self.images = [image for image in wanted_images if self._is_new_image(image)]
         self._add_images_of(wanted_boxes)
         self.layers = self._missing_layers()
-        self.linking = way is Way.LINK and core.driver_name != "vfs" and source.can_link(core.root)
-        self.sharing = way is not Way.IN_PLACE and not self.linking and self._can_share()
+        self.by_tar = bool(source.idmap)
+        can_link = way is Way.LINK and core.driver_name != "vfs" and not self.by_tar
+        self.linking = can_link and source.can_link(core.root)
+        can_share = way is not Way.IN_PLACE and not self.linking and not self.by_tar
+        self.sharing = can_share and self._can_share()
 
     # -- what -----------------------------------------------------------------------------
 

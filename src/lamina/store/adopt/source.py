@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +16,14 @@ from lamina.archive.transplant import Foreign
 from lamina.errors import PermissionRequired, StoreError
 from lamina.kernel import mount
 from lamina.kernel._syscall import AT_RECURSIVE
+from lamina.kernel.idmap import IdMap, IdRange
 from lamina.kernel.path import mount_id, open_in_root
 from lamina.oci.docker import Branches, Catalog, Fault, Files, read_catalog
 from lamina.store.adopt import usage
 
+_MAPPED = re.compile(r"\d+\.\d+")
+"""What a dockerd with ``--userns-remap`` calls its root, below the one that it was given."""
+_MAPPED_IDS = 1 << 16
 _PARTS = ("aufs", "aufs/diff", "aufs/layers", "image", "image/aufs")
 _NO_CLONE = frozenset({errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -27,6 +32,7 @@ class DockerSource:
     """A Docker root (``/var/lib/docker``) with AUFS layers; a context manager.
 
     While it is open no dockerd can start on it. ``alone`` keeps other readers out too.
+    :attr:`idmap` says whose files are root's where dockerd ran with ``--userns-remap``.
 
     Raises:
         StoreError: there is no such root, or a dockerd is at work on it.
@@ -43,6 +49,7 @@ class DockerSource:
             usage.lock(self.path, self.files, held, alone=alone)
             self.catalog: Catalog = read_catalog(self.files)
             self.branches = Branches(self.files)
+            self.idmap = _id_map(self.files)
             self._held = held.pop_all()
         self._surveys: dict[str, Survey] = {}
         self._glances: dict[str, Survey] = {}
@@ -71,7 +78,7 @@ class DockerSource:
         """A layer of the storage driver's, to be transplanted; with ``links`` by hard links."""
         directory = self.directory(branch)
         at = self.path / "aufs/diff" / branch
-        return Foreign(directory, whiteout.AUFS, at if links else None)
+        return Foreign(directory, whiteout.AUFS, at if links else None, self.idmap)
 
     def can_link(self, place: Path) -> bool:
         """Whether the layers' files can be linked to in ``place``: one file system, one mount."""
@@ -148,6 +155,25 @@ def _open_plainly(path: Path) -> int:
         raise StoreError(f"there is no directory {path}") from None
 
 
+def _id_map(files: Files) -> IdMap:
+    """What owners stand for, by those of the mount points, which are always root's."""
+    for name in (*files.names("aufs/mnt"), ""):
+        try:
+            fd = files.open_directory(f"aufs/mnt/{name}" if name else "aufs/diff")
+        except OSError:
+            continue
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        owner = status.st_uid, status.st_gid
+        if owner in ((0, 0), (os.geteuid(), os.getegid())):
+            break
+        uids, gids = (IdRange(0, id, _MAPPED_IDS) for id in owner)
+        return IdMap((uids,), (gids,))
+    return IdMap()
+
+
 def _check_is_one(path: Path, files: Files) -> None:
     """That it looks like a Docker root with AUFS layers, all of it real directories."""
     try:
@@ -159,6 +185,12 @@ def _check_is_one(path: Path, files: Files) -> None:
         missing = [*_PARTS]
     if not missing:
         return
+    mapped = [name for name in files.names(".") if _MAPPED.fullmatch(name)]
+    if mapped:
+        raise StoreError(
+            f"{path} is no Docker root itself, but that of a dockerd with --userns-remap: "
+            f"give {path / mapped[0]}"
+        )
     if files.is_directory("graph"):
         raise StoreError(f"{path} is from before Docker 1.10: start a Docker 1.10 to 19.03 on it")
     others = [name for name in files.names("image") if name != "aufs"]

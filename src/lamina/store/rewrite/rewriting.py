@@ -209,7 +209,7 @@ class Rewrite:
     # -- layers ---------------------------------------------------------------------------
 
     def _make_layers(self, result: Rewritten, progress: ProgressCallback | None) -> None:
-        home = DockerOverlay(str(self._place.new_layers))
+        home = DockerOverlay(str(self._place.new_layers), self._source.idmap.root)
         branches = self.branches()
         # What an interrupted run made of layers that are written to: they may have been meanwhile.
         home.keep_only(self._frozen.intersection(branches))
@@ -249,7 +249,9 @@ class Rewrite:
     def _unpack(self, layer: LayerRecord, target: str, lowers: list[str]) -> None:
         """From the layer's tar: its directory has entries that AUFS hides and the tar does not."""
         with open_chunks(verifying.tar(self._source.files, layer)) as tar:
-            unpack(tar, target, fmt=whiteout.OVERLAY, lowers=[Path(lower) for lower in lowers])
+            below = [Path(lower) for lower in lowers]
+            idmap = self._source.idmap
+            unpack(tar, target, fmt=whiteout.OVERLAY, lowers=below, idmap=idmap)
 
     # -- image/overlay2 -------------------------------------------------------------------
 
