@@ -17,7 +17,7 @@ import pytest
 
 from lamina.errors import StoreError
 from lamina.store.adopt import DockerSource
-from lamina.store.rewrite import Rewrite, Rewritten, delete_source, rewriting
+from lamina.store.rewrite import Rewrite, Rewritten, delete_source, left_out, rewriting
 from lamina.store.rewrite.place import Place
 from tests import daemons, support
 from tests.adopt import trees
@@ -159,6 +159,40 @@ def test_the_source_is_deleted_by_request_and_only_then(docker_root: Path, tmp_p
     assert busybox.stat().st_nlink == 1
     with daemons.dockerd(docker_root) as docker:
         assert docker("run", "--rm", "--network", "none", "fx/base:0", "echo", "on") == "on\n"
+
+
+def test_an_old_tree_that_is_a_mount_is_not_half_deleted(docker_root: Path) -> None:
+    rewrite(docker_root)
+    before = trees.tree(docker_root)
+    aufs = docker_root / "aufs"
+    support.run("mount", "--bind", aufs, aufs)
+    try:
+        with pytest.raises(StoreError, match="aufs is a mount: unmount it first"):
+            delete_source(docker_root)
+    finally:
+        support.run("umount", aufs)
+    assert trees.tree(docker_root) == before
+    delete_source(docker_root)
+
+
+def test_what_was_left_out_is_known_and_what_is_newer_keeps_the_old_tree(
+    docker_root: Path, tmp_path: Path
+) -> None:
+    box = docker_root / "containers" / CONTAINERS["c-stopped"]
+    config = json.loads((box / "config.v2.json").read_text())
+    (box / "config.v2.json").write_text("{")
+    rewrite(docker_root)
+    assert left_out(docker_root) == [box.name]
+    config["Name"] = "/newer"
+    newer = box.with_name("a" * 64)
+    newer.mkdir()
+    (newer / "config.v2.json").write_text(json.dumps(config))
+    with pytest.raises(StoreError, match="container newer was made on aufs since"):
+        delete_source(docker_root)
+    assert (docker_root / "image/aufs").exists()
+    shutil.rmtree(newer)
+    delete_source(docker_root)
+    assert not (docker_root / "aufs").exists()
 
 
 # -- crashes

@@ -252,10 +252,12 @@ def _show_rewrite(work: Rewrite) -> int:
 
 
 def _delete(session: Session, root: str, *, dry_run: bool) -> int:
-    from lamina.store.rewrite import delete_source
+    from lamina.store.rewrite import delete_source, left_out
 
     if dry_run:
         print(f"Would delete aufs, image/aufs and lamina-rewrite in {root}")
+        for id in left_out(root):
+            print(f"with container {output.short(id)}, which was left out of the rewriting")
         return 0
     delete_source(root)
     return 0

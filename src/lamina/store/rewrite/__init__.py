@@ -14,7 +14,7 @@ step a crash comes after, the next run goes on from there. The old tree, ``aufs`
 ``image/aufs``, stays until it is deleted by request.
 """
 
-from lamina.store.rewrite.deleting import delete_source
+from lamina.store.rewrite.deleting import delete_source, left_out
 from lamina.store.rewrite.rewriting import Rewrite, Rewritten
 
-__all__ = ["Rewrite", "Rewritten", "delete_source"]
+__all__ = ["Rewrite", "Rewritten", "delete_source", "left_out"]

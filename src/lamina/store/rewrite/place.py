@@ -11,6 +11,10 @@ from lamina.errors import StoreError
 from lamina.kernel.copy import syncfs
 
 
+class _Done(msgspec.Struct):
+    left_out: list[str] = []
+
+
 class Place:
     """The paths of a rewriting in the Docker root ``root``."""
 
@@ -34,6 +38,11 @@ class Place:
     def is_committing(self) -> bool:
         """Whether the new tree is complete, and its being put in place was begun."""
         return self._committing.exists()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Ids of the containers that were there and did not come over; when all is done."""
+        return msgspec.json.decode(self._done.read_bytes(), type=_Done).left_out
 
     def check_free(self) -> None:
         """Raise :class:`StoreError` where Docker's overlay2 has something of its own already."""
@@ -63,10 +72,11 @@ class Place:
                 os.rename(new, place)
         self.sync()
 
-    def finish(self, **facts: object) -> None:
+    def finish(self) -> None:
         """Say that all is done."""
         self.sync()
-        _write(self._done, facts)
+        left_out = sorted(set(_names(self.root / "containers")).difference(_names(self.saved)))
+        _write(self._done, _Done(left_out))
         self.sync()
 
     def sync(self) -> None:

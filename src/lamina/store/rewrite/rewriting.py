@@ -187,7 +187,7 @@ class Rewrite:
         result.layers, result.images = len(self.layers), len(self.images)
         result.containers = len(os.listdir(self._place.saved))
         result.faults = self.faults
-        self._place.finish(layers=result.layers, images=result.images, containers=result.containers)
+        self._place.finish()
         return result
 
     def _verify_layers(self, progress: ProgressCallback | None) -> None:
