@@ -105,7 +105,7 @@ def test_stale_removals_are_swept_and_what_can_not_be_is_logged(
 def test_the_removal_of_a_living_process_is_not_swept(driver: AufsDriver, home: Path) -> None:
     with driver.layout.staging.directory() as staged:
         assert staged.endswith("-removing")
-        driver.layout.sweep()  # type: ignore[attr-defined]
+        driver.layout.sweep()
         assert os.path.isdir(staged)
 
 
@@ -119,7 +119,7 @@ def test_a_sweep_in_the_moment_before_the_lock_does_no_harm(
         make(path, *args)
         if path.endswith("-removing") and not swept:
             swept.append(path)
-            driver.layout.sweep()  # type: ignore[attr-defined]
+            driver.layout.sweep()
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     driver.create(A)
@@ -133,7 +133,7 @@ def test_a_link_that_is_called_as_a_removal_is_not_followed(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (home / "diff/x-removing").symlink_to(tmp_path / "mine")
-    driver.layout.sweep()  # type: ignore[attr-defined]
+    driver.layout.sweep()
     assert (home / "diff/x-removing").is_symlink()
 
 
@@ -250,6 +250,44 @@ def test_a_layers_file_that_can_not_be_is_named(
     with pytest.raises(LayerBroken, match=why):
         driver.get(B)
     assert not is_mountpoint(home / "mnt/b")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+def test_a_layers_file_that_is_no_file_is_named(driver: AufsDriver, home: Path, kind: str) -> None:
+    driver.create(A)
+    driver.create(B, A)
+    path = home / "layers/b"
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)  # which opened as a file would wait for a writer
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(LayerBroken, match="no regular file"):
+        driver.get(B)
+    driver.remove(A)
+
+
+@pytest.mark.parametrize("lists", ["ba", "cba"])
+def test_layers_that_stand_on_each_other_are_named(
+    driver: AufsDriver, home: Path, lists: str
+) -> None:
+    driver.create(A)
+    driver.create(B, A)
+    driver.create(C, B)
+    (home / "layers/a").write_text(f"{lists[0]}\n")  # the lowest on the highest
+    for id in lists:
+        with pytest.raises(LayerBroken, match="do not agree"):
+            driver.get(LayerId(id))
+        assert not is_mountpoint(home / "mnt" / id)
+
+
+def test_a_layer_that_stands_on_itself_can_be_removed(driver: AufsDriver, home: Path) -> None:
+    driver.create(A)
+    (home / "layers/a").write_text("a\n")
+    driver.remove(A)
+    assert not driver.exists(A)
 
 
 # -- mounts -------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class AufsDriver(StackingDriver):
     name = "aufs"
     known_options = frozenset({"engine"})
     image_options = frozenset({"branch"})
+    layout: AufsLayout
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class AufsDriver(StackingDriver):
             raise LayerBroken(id, "its diff directory is gone")
         if not chain:
             return Path(diff)
+        self.layout.check_chain(id, chain)
         if self._standing(target):
             return Path(target)
         if self.references.taken_elsewhere(id):

@@ -14,9 +14,11 @@ leaves it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,12 +75,28 @@ class AufsLayout:
             LayerBroken: the list names the layer itself, one twice, or what can't be one.
         """
         try:
-            with open(self.path(id, "parents"), "rb") as file:
+            with open(self.path(id, "parents"), "rb", opener=_open_regular) as file:
                 return _chain(id, file.read())
         except FileNotFoundError:
             raise LayerNotFound(id) from None
-        except IsADirectoryError:
-            raise LayerBroken(id, "its list of parents is a directory") from None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EINVAL):
+                raise
+            raise LayerBroken(id, "its list of parents is no regular file") from None
+
+    def check_chain(self, id: LayerId, chain: Chain) -> None:
+        """Raise LayerBroken where the lists of those below do not go on as this one does.
+
+        The nearest and the last are asked: whoever stands in a circle, one of them says so.
+        """
+        for place in {0, len(chain.layers) - 1} if chain else ():
+            below = chain.layers[place]
+            try:
+                rest = self.chain(below).layers
+            except LayerNotFound:
+                continue
+            if rest != chain.layers[place + 1 :]:
+                raise LayerBroken(id, f"its list of parents and that of {below} do not agree")
 
     def chain_of_child(self, parent: LayerId | None) -> Chain:
         """What a new layer on ``parent`` stands on."""
@@ -193,7 +211,7 @@ class _Parents:
                     self._known[entry.name] = self._first_line(entry, known.get(entry.name))
                 except OSError:  # gone meanwhile, or not a file that can be read
                     continue
-            return any(parent == wanted for _, parent in self._known.values())
+            return any(parent == wanted for name, (_, parent) in self._known.items() if name != id)
 
     def _first_line(
         self, entry: os.DirEntry[str], known: tuple[tuple[int, int], bytes] | None
@@ -202,8 +220,17 @@ class _Parents:
         identity = (status.st_ino, status.st_ctime_ns)
         if known is not None and known[0] == identity:
             return known
-        with open(entry.path, "rb") as file:
+        with open(entry.path, "rb", opener=_open_regular) as file:
             return identity, file.readline().strip()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file, and no link to one; EINVAL for what else there may be."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def make_directory(path: str, mode: int, owner: tuple[int, int]) -> None:
