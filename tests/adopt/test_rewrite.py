@@ -195,6 +195,18 @@ def test_what_was_left_out_is_known_and_what_is_newer_keeps_the_old_tree(
     assert not (docker_root / "aufs").exists()
 
 
+def test_a_running_dockerd_keeps_everybody_out(docker_root: Path) -> None:
+    daemons.need()
+    rewrite(docker_root)
+    with daemons.dockerd(docker_root):
+        for alone in (False, True):
+            with pytest.raises(StoreError, match="in use by a running dockerd"):
+                DockerSource(docker_root, alone=alone)
+        with pytest.raises(StoreError, match="in use by a running dockerd"):
+            delete_source(docker_root)
+    assert (docker_root / "aufs").exists()
+
+
 # -- crashes
 
 STEPS: list[tuple[Any, str]] = [
@@ -341,6 +353,15 @@ def test_names_that_can_not_be_read_are_left_out_and_named(
     assert not (docker_root / "image/overlay2/repositories.json").exists()
     with daemons.dockerd(docker_root) as docker:
         assert len(docker.lines("images", "-aq")) == 13
+
+
+def test_a_link_in_image_aufs_leads_nowhere_else(docker_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/secret").write_text("secret\n")
+    shutil.rmtree(docker_root / "image/aufs/distribution")
+    (docker_root / "image/aufs/distribution").symlink_to(tmp_path / "mine")
+    assert rewrite(docker_root).faults == []
+    assert not list((docker_root / "image/overlay2").rglob("secret"))
 
 
 def test_too_little_room_is_told_before_anything_is_made(

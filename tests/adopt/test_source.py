@@ -391,6 +391,19 @@ def test_what_is_no_docker_root_is_refused(tmp_path: Path) -> None:
         DockerSource(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        (f"containers/{CONTAINERS['c-stopped']}", "container"),
+        (f"image/aufs/layerdb/sha256/{SECOND_CHAIN}", "layer"),
+    ],
+)
+def test_a_link_in_place_of_a_record_is_named(docker_root: Path, part: str, kind: str) -> None:
+    (docker_root / part).rename(docker_root / "elsewhere")
+    (docker_root / part).symlink_to("/elsewhere")
+    assert (kind, "its directory is none") in [(f.kind, f.what) for f in _faults(docker_root)]
+
+
 def test_a_link_in_place_of_a_directory_is_not_followed(docker_root: Path, tmp_path: Path) -> None:
     shutil.move(docker_root / "aufs", tmp_path / "aufs")
     (docker_root / "aufs").symlink_to(tmp_path / "aufs")

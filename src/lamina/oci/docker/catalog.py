@@ -102,6 +102,8 @@ def _layer(files: Files, name: str) -> LayerRecord:
         raise ValueError("its directory is not called by a sha256")
     chain_id = ChainId(f"sha256:{name}")
     at = layer_directory(chain_id)
+    if not files.is_directory(at):
+        raise ValueError("its directory is none")
     diff_id = DiffId(files.text(f"{at}/diff"))
     hex_of(diff_id)
     try:
@@ -203,6 +205,8 @@ def _container(files: Files, id: str, catalog: Catalog) -> ContainerRecord:
     if not _HEX.fullmatch(id):
         raise ValueError("its directory is not called by an id")
     at = f"containers/{id}"
+    if not files.is_directory(at):
+        raise ValueError("its directory is none")
     known = msgspec.json.decode(files.read(f"{at}/config.v2.json"), type=documents.Container)
     if known.driver not in ("aufs", ""):
         raise ValueError(f"it belongs to Docker's storage driver {known.driver}")

@@ -257,25 +257,35 @@ class Rewrite:
 
     def _make_image(self) -> None:
         """Copy ``image/aufs`` without what is damaged; layers keep the storage driver's names."""
-        new, old = self._place.new_image, self._source.reading / "image/aufs"
+        new = self._place.new_image
         remove_tree(new)
         for part in ("imagedb/content/sha256", "imagedb/metadata/sha256", "layerdb/sha256",
                      "layerdb/mounts", "layerdb/tmp", "distribution"):  # fmt: skip
             (new / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if (old / "distribution").is_dir():
-            copy_tree(old / "distribution", new / "distribution")
+        self._copy_if_there("distribution")
         # dockerd does not start on one that it can't read, and makes one where there is none.
         if not any(fault.id == "repositories.json" for fault in self.faults):
-            shutil.copy2(old / "repositories.json", new / "repositories.json")
+            data = self._source.files.read("image/aufs/repositories.json")
+            _write(new / "repositories.json", data)
         for image in self.images:
             name = image.id.removeprefix("sha256:")
-            shutil.copy2(old / f"imagedb/content/sha256/{name}", new / "imagedb/content/sha256")
-            _copy_if_there(old, new, f"imagedb/metadata/sha256/{name}")
+            _write(new / f"imagedb/content/sha256/{name}", image.data)
+            self._copy_if_there(f"imagedb/metadata/sha256/{name}")
         for layer in self.layers:
-            at = layer_directory(layer.chain_id).removeprefix("image/aufs/")
-            _copy_if_there(old, new, at)
+            self._copy_if_there(layer_directory(layer.chain_id).removeprefix("image/aufs/"))
         for box in self.containers:
-            _copy_if_there(old, new, f"layerdb/mounts/{box.id}")
+            self._copy_if_there(f"layerdb/mounts/{box.id}")
+
+    def _copy_if_there(self, part: str) -> None:
+        """Copy a directory of ``image/aufs``; what is a link, here or above, leads nowhere else."""
+        try:
+            fd = self._source.files.open_directory(f"image/aufs/{part}")
+        except OSError:
+            return
+        try:
+            copy_tree(Path(f"/proc/self/fd/{fd}"), self._place.new_image / part)
+        finally:
+            os.close(fd)
 
     # -- containers -----------------------------------------------------------------------
 
@@ -293,6 +303,6 @@ class Rewrite:
         replace_file(path, msgspec.json.encode(config))
 
 
-def _copy_if_there(old: Path, new: Path, part: str) -> None:
-    if (old / part).is_dir():
-        copy_tree(old / part, new / part)
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    path.chmod(0o600)  # as Docker has it
