@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from lamina.errors import StoreError
+from lamina.errors import PermissionRequired, StoreError
 from lamina.store.adopt import DockerSource
 from lamina.store.rewrite import Rewrite, Rewritten, delete_source, left_out, rewriting
 from lamina.store.rewrite.place import Place
-from tests import daemons, support
+from tests import daemons, support, users
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
 from tests.adopt.odd import add_layer_with_whiteout_beside, add_layer_with_whiteout_of_no_name
@@ -362,6 +362,25 @@ def test_a_link_in_image_aufs_leads_nowhere_else(docker_root: Path, tmp_path: Pa
     (docker_root / "image/aufs/distribution").symlink_to(tmp_path / "mine")
     assert rewrite(docker_root).faults == []
     assert not list((docker_root / "image/overlay2").rglob("secret"))
+
+
+def _rewrite_as_a_user(root: Path) -> str:
+    try:
+        rewrite(root)
+    except PermissionRequired as error:
+        return str(error)
+    return "rewritten"
+
+
+def test_an_ordinary_user_is_told_that_it_takes_root(
+    ordinary_user: users.User, docker_root: Path, tmp_path: Path
+) -> None:
+    for path in (*tmp_path.parents[:2], tmp_path):
+        path.chmod(0o755)
+    uid, gid = ordinary_user.home.stat().st_uid, ordinary_user.home.stat().st_gid
+    support.run("chown", "-hR", f"{uid}:{gid}", docker_root)
+    assert "takes root: use sudo" in ordinary_user.call(_rewrite_as_a_user, docker_root)
+    assert not (docker_root / "lamina-rewrite").exists()
 
 
 def test_too_little_room_is_told_before_anything_is_made(

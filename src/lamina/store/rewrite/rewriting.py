@@ -16,7 +16,14 @@ from lamina.archive.stream import open_chunks
 from lamina.archive.transplant import transplant
 from lamina.archive.unpack import unpack
 from lamina.drivers.dockeroverlay import DockerOverlay
-from lamina.errors import DigestMismatch, InvalidArchive, LayerBroken, StoreError
+from lamina.errors import (
+    DigestMismatch,
+    InvalidArchive,
+    LayerBroken,
+    PermissionRequired,
+    StoreError,
+)
+from lamina.kernel.namespaces import in_user_namespace
 from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.oci.docker.records import layer_directory
@@ -170,9 +177,15 @@ class Rewrite:
     # -- doing ----------------------------------------------------------------------------
 
     def run(self, progress: ProgressCallback | None = None) -> Rewritten:
-        """Do it, or what is left to do. Raises OSError; then it can be run again."""
+        """Do it, or what is left to do.
+
+        Raises OSError, and then it can be run again; :class:`PermissionRequired` for all but root,
+        who alone can write what Docker's overlay2 has.
+        """
         if self._place.is_done:
             return Rewritten(before=True)
+        if os.geteuid() != 0 or in_user_namespace():
+            raise PermissionRequired(f"rewriting {self._source.path} takes root: use sudo")
         result = Rewritten()
         self._place.begin()
         if not self._place.is_committing:
