@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lamina.archive.transplant import Foreign
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
-_BUSY_TRIES = 5
+_BUSY_RETRIES = 5
 _BUSY_PAUSE = 0.1  # seconds
 
 
@@ -202,14 +202,14 @@ class DirectoryDriver(Driver):
         EBUSY may pass: a child that another thread forked has all our files open until it execs.
         """
         target = self._mountpoint(id)
-        tries = _BUSY_TRIES
+        retries = _BUSY_RETRIES
         while _is_mounted(target):
             try:
                 self._detach_mount(id, target)
             except OSError as error:
-                tries -= 1
-                if error.errno != errno.EBUSY or not tries:
+                if error.errno != errno.EBUSY or not retries:
                     raise
+                retries -= 1
                 time.sleep(_BUSY_PAUSE)
         self._unmounted(id)
 

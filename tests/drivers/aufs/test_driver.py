@@ -304,13 +304,13 @@ def test_removal_retries_while_the_mount_is_busy(
 
     def busy(target: str, id: str) -> None:
         tries.append(time.monotonic())
-        if len(tries) < 4:
+        if len(tries) < 6:  # five of Docker's retries, and the last one does it
             raise OSError(errno.EBUSY, "Device or resource busy", target)
         real(target, id)
 
     monkeypatch.setattr(driver.engine, "unmount", busy)
     driver.remove(B)
-    assert len(tries) == 4
+    assert len(tries) == 6
     assert all(b - a > 0.09 for a, b in itertools.pairwise(tries))
     assert not driver.exists(B)
 
