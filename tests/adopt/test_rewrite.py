@@ -288,6 +288,29 @@ def test_what_was_written_and_removed_since_an_interruption_is_seen(
     assert all(link.exists() for link in (docker_root / "overlay2/l").iterdir())
 
 
+def test_what_docker_made_in_a_rewriting_that_stopped_half_way_is_not_moved_away(
+    docker_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def stop(old: Path, new: Path) -> None:
+        if new == docker_root / "image/overlay2":
+            raise OSError(errno.EIO, "as if the machine went down")
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", stop)
+        with pytest.raises(OSError, match="as if"):
+            rewrite(docker_root)
+    pulled = docker_root / "image/overlay2/layerdb/sha256" / ("a" * 64)
+    pulled.mkdir(parents=True)
+    with pytest.raises(StoreError, match="mix"):
+        rewrite(docker_root)
+    assert pulled.exists()
+    pulled.rmdir()
+    assert rewrite(docker_root).containers == 4
+
+
 # -- what stands in the way
 
 

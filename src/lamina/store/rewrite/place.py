@@ -46,9 +46,13 @@ class Place:
 
     def check_free(self) -> None:
         """Raise :class:`StoreError` where Docker's overlay2 has something of its own already."""
-        if self.is_committing:
-            return
-        for path in (self.layers, self.image / "layerdb/sha256", self.image / "layerdb/mounts"):
+        if not self.is_committing:
+            self._check_has_none(self.layers)
+            self._check_has_none(self.image)
+
+    def _check_has_none(self, place: Path) -> None:
+        parts = ("layerdb/sha256", "layerdb/mounts") if place == self.image else ("",)
+        for path in (place / part for part in parts):
             if any(name not in ("l", "backingFsBlockDev") for name in _names(path)):
                 raise StoreError(
                     f"{path} has layers of Docker's storage driver overlay2 already: "
@@ -61,13 +65,17 @@ class Place:
         self.saved.mkdir(mode=0o700, exist_ok=True)
 
     def commit_tree(self) -> None:
-        """Put the new tree in its place. May be done again."""
+        """Put the new tree in its place. May be done again.
+
+        Raises :class:`StoreError` where a dockerd has layers there by now.
+        """
         self.sync()
         _write(self._committing, {})
         self.sync()
         for new, place in ((self.new_layers, self.layers), (self.new_image, self.image)):
             if new.exists():
                 if place.exists():  # what a dockerd made that was once started with overlay2
+                    self._check_has_none(place)
                     os.rename(place, self.stage / f"empty-{place.name}-{place.parent.name}")
                 os.rename(new, place)
         self.sync()
