@@ -266,3 +266,45 @@ def test_an_ordinary_user_makes_and_runs_bundles(
         assert made.returncode == 0, made.stderr
         done = start_as(ordinary_user, name, home / f"my{network}")
         assert (done.returncode, done.stdout) == (4, "0\nwelcome\n/sys/class\n"), done.stderr
+
+
+WITH_RANGES = """
+mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid || exit 99
+umount -l /sys/fs/cgroup/unified 2>/dev/null
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_user_with_ranges_of_ids_keeps_the_owners(
+    ordinary_user: User, small_tar: Path, tmp_path: Path, name: str
+) -> None:
+    support.need(name, "newuidmap", "setpriv")
+    user, home = ordinary_user, ordinary_user.home
+    (home / "small.tar").write_bytes(small_tar.read_bytes())
+    (tmp_path / "ranges").write_text(f"{user.uid}:200000:65536\n")
+    enter = ["unshare", "--mount", "sh", "-c", WITH_RANGES, "sh", str(tmp_path / "ranges")]
+    become = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups"]
+
+    def call(*argv: str) -> subprocess.CompletedProcess[str]:
+        env = user.environment({"XDG_DATA_HOME": str(home / "data")})
+        return subprocess.run(
+            [*enter, *become, *argv], env=env, cwd=home, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    lamina = (user.python, "-m", "lamina")
+    assert call(*lamina, "import", "small.tar", "small").returncode == 0
+    script = "id -u; id -g; exit 5"
+    made = call(*lamina, "bundle", "-u", "33:34", "small", "mine", "sh", "-c", script)
+    assert made.returncode == 0, made.stderr
+    ids = document(home / "mine")["linux"]["uidMappings"]
+    assert [list(one.values()) for one in ids] == [[0, user.uid, 1], [1, 200000, 65536]]
+    tool = [name] if name == "runc" else [name, "--cgroup-manager=disabled"]
+    done = call(*tool, "--root", f"{home}/state", "run", "--bundle", f"{home}/mine", "one")
+    assert (done.returncode, done.stdout) == (5, "33\n34\n"), done.stderr
+    ran = call(
+        *lamina, "run", "--rm", "--runtime", name, "-u", "33:34", "small", "sh", "-c", script
+    )
+    assert (ran.returncode, ran.stdout) == (5, "33\n34\n"), ran.stderr
