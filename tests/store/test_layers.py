@@ -164,9 +164,9 @@ def test_a_known_diff_id_is_not_read_again(store: Store, root_fs: bytes) -> None
 
 
 def test_the_tar_of_an_image_is_not_a_root_file_system(store: Store) -> None:
-    with pytest.raises(InvalidArchive, match="docker export"):
+    with pytest.raises(InvalidArchive, match="lamina load"):
         store.import_tar(io.BytesIO(tar({"blobs": None, "oci-layout": b"{}"})))
-    with pytest.raises(InvalidArchive, match="docker export"):
+    with pytest.raises(InvalidArchive, match="lamina load"):
         store.import_tar(io.BytesIO(tar({"abc.json": b"{}", "manifest.json": b"[]"})))
     store.import_tar(io.BytesIO(tar({"./etc/x": b"", "manifest.json": b"[]"})))
 

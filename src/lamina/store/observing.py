@@ -33,7 +33,7 @@ class RootFsWatch:
             elif is_image_archive_member(entry.name):
                 raise InvalidArchive(
                     "this is an image ('docker save' or OCI layout), not a root file system: "
-                    "import what 'docker export' writes of a container made from it",
+                    "'lamina load' takes it",
                     entry.name,
                 )
         self._recorder.begin(entry)
