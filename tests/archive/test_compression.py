@@ -149,6 +149,45 @@ def test_trailing_garbage_is_an_error_where_the_tool_fails(compression: Compress
         plain(ENCODERS[compression](PLAIN) + b"garbage")
 
 
+def strictly(data: bytes) -> bytes:
+    with open_stream(io.BytesIO(data), trailing="refuse") as stream:
+        return stream.readall()
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("rest", [b"\0", bytes(3_000_001), b"g", b"garbage" * 100_000, b"\0g"])
+def test_what_follows_the_end_can_be_refused(compression: Compression, rest: bytes) -> None:
+    data = ENCODERS[compression](PLAIN)
+    with (
+        open_stream(io.BytesIO(data + rest), trailing="refuse") as stream,
+        pytest.raises(InvalidArchive, match=f"the {compression} stream goes on after its end"),
+    ):
+        assert stream.readall() == PLAIN
+    assert strictly(data) == PLAIN
+    with pytest.raises(InvalidArchive, match="truncated"):
+        strictly(data[:-1])
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_a_further_member_is_no_trailing_data(compression: Compression) -> None:
+    data = ENCODERS[compression](PLAIN)
+    assert strictly(data + data) == PLAIN + PLAIN
+    for cut in (1, 5, 9):  # too short to be told what it is
+        with pytest.raises(InvalidArchive):
+            strictly(data + data[:cut])
+
+
+def test_padding_that_xz_provides_for_is_not_refused() -> None:
+    data = ENCODERS[Compression.XZ](PLAIN)
+    assert strictly(data + bytes(4) + data + bytes(600_000)) == PLAIN + PLAIN
+    with pytest.raises(InvalidArchive, match="goes on"):
+        strictly(data + bytes(2) + data)
+
+
+def test_zstd_skippable_frames_are_no_trailing_data() -> None:
+    assert strictly(ENCODERS[Compression.ZSTD](PLAIN) + SKIPPABLE) == PLAIN
+
+
 @pytest.mark.parametrize("compression", COMPRESSED)
 def test_every_truncation_is_found(compression: Compression) -> None:
     data = ENCODERS[compression](b"short and sweet" * 10)

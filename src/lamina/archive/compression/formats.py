@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from lamina.errors import InvalidArchive
 
@@ -54,6 +54,10 @@ def detect(head: bytes) -> Compression:
 
 def _is_skippable_frame(head: bytes) -> bool:
     return head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F
+
+
+Trailing: TypeAlias = Literal["ignore", "refuse"]
+"""What becomes of bytes after a stream's end: see :func:`decode`."""
 
 
 class _Decoder(Protocol):
@@ -114,12 +118,15 @@ _FORMATS: dict[Compression, Callable[[], _Format]] = {
 }
 
 
-def decode(compression: Compression, read: Callable[[int], bytes]) -> Iterator[bytes]:
+def decode(
+    compression: Compression, read: Callable[[int], bytes], trailing: Trailing = "ignore"
+) -> Iterator[bytes]:
     """The plain bytes, in blocks of at most ``BLOCK_SIZE``.
 
     ``read(n)`` returns n bytes, fewer only at the end of the source. A stream is one or more
-    members (frames). Zero bytes after the last one are padding; any other bytes there are
-    ignored where gzip(1) and bzip2(1) ignore them, and an error where zstd(1) and xz(1) fail.
+    members (frames). With ``trailing="ignore"``, zero bytes after the last one are padding, and any
+    other bytes there are ignored where gzip(1) and bzip2(1) ignore them, and an error where zstd(1)
+    and xz(1) fail. With ``"refuse"`` all are an error but xz's own padding (.xz file format, 2.2).
 
     Raises :class:`InvalidArchive` for a damaged or truncated stream.
     """
@@ -131,7 +138,10 @@ def decode(compression: Compression, read: Callable[[int], bytes]) -> Iterator[b
     while data:
         decoder = form.new_decoder()
         yield from _member(compression, form, decoder, data, read)
-        data = _after_member(compression, form, decoder.unused_data, read)
+        if trailing == "refuse":
+            data = _next_member(compression, decoder.unused_data, read)
+        else:
+            data = _after_member(compression, form, decoder.unused_data, read)
 
 
 def _member(
@@ -170,3 +180,19 @@ def _after_member(
     if form.garbage_ignored:
         return b""
     raise InvalidArchive(f"the {compression} stream is followed by other data")
+
+
+def _next_member(compression: Compression, data: bytes, read: Callable[[int], bytes]) -> bytes:
+    """As :func:`_after_member`, where nothing but a member may follow."""
+    padding = 0
+    while True:
+        while len(data) < HEADER_SIZE and (more := read(CHUNK_SIZE)):
+            data += more
+        if compression is not Compression.XZ or not data.startswith(b"\0"):
+            break
+        rest = data.lstrip(b"\0")
+        padding += len(data) - len(rest)
+        data = rest
+    if padding % 4 or (data and detect(data) is not compression):
+        raise InvalidArchive(f"the {compression} stream goes on after its end")
+    return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lamina.archive.compression.channel import Channel
-from lamina.archive.compression.formats import Compression, decode
+from lamina.archive.compression.formats import Compression, Trailing, decode
 from lamina.archive.compression.source import Source
 from lamina.types import Digest
 
@@ -25,7 +25,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, source: Source, compression: Compression, digest: str | None, diff_id: str | None
+        self,
+        source: Source,
+        compression: Compression,
+        digest: str | None,
+        diff_id: str | None,
+        trailing: Trailing,
     ) -> None:
         import hashlib
         import threading
@@ -33,6 +38,7 @@ class Pipeline:
         self.bytes_read = 0
         self._source = source
         self._compression = compression
+        self._trailing = trailing
         self._digest: Hash | None = hashlib.new(digest) if digest else None
         self._diff_id: Hash | None = hashlib.new(diff_id) if diff_id else None
         if compression is Compression.NONE and digest == diff_id:
@@ -84,7 +90,7 @@ class Pipeline:
 
     def _decompress(self) -> None:
         try:
-            for block in decode(self._compression, self._read):
+            for block in decode(self._compression, self._read, self._trailing):
                 if self._diff_id is not None:
                     self._to_hash.put((self._diff_id, block))
                 if not self._blocks.put(block):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, BinaryIO
 
-from lamina.archive.compression.formats import BLOCK_SIZE, HEAD_SIZE, detect
+from lamina.archive.compression.formats import BLOCK_SIZE, HEAD_SIZE, Trailing, detect
 from lamina.archive.compression.source import Source, SourceLike
 from lamina.types import DiffId, Digest
 
@@ -27,7 +27,9 @@ class Decompressed(_Raw):
     been read: before that, asking for a digest raises :class:`ValueError`.
     """
 
-    def __init__(self, source: SourceLike, *, digest: str | None, diff_id: bool) -> None:
+    def __init__(
+        self, source: SourceLike, *, digest: str | None, diff_id: bool, trailing: Trailing
+    ) -> None:
         super().__init__()
         self._source = Source(source)
         self._pipeline: Pipeline | None = None
@@ -40,9 +42,8 @@ class Decompressed(_Raw):
             if self.compression != "none" or digest or diff_id:
                 from lamina.archive.compression.pipeline import Pipeline
 
-                self._pipeline = Pipeline(
-                    self._source, self.compression, digest, "sha256" if diff_id else None
-                )
+                hashed = "sha256" if diff_id else None
+                self._pipeline = Pipeline(self._source, self.compression, digest, hashed, trailing)
         except BaseException:
             self._source.close()
             raise
@@ -133,7 +134,11 @@ class Decompressed(_Raw):
 
 
 def open_stream(
-    source: SourceLike, *, digest: str | None = "sha256", diff_id: bool = True
+    source: SourceLike,
+    *,
+    digest: str | None = "sha256",
+    diff_id: bool = True,
+    trailing: Trailing = "ignore",
 ) -> Decompressed:
     """The plain bytes of ``source``, whatever it is compressed with; a context manager.
 
@@ -144,6 +149,10 @@ def open_stream(
     the plain bytes (OCI: a layer's DiffID); both are read from the result at the end. A plain
     source with neither is read without threads; a regular file can be had as ``file`` then.
 
-    Reading raises :class:`lamina.errors.InvalidArchive` for a damaged or truncated stream.
+    ``trailing`` is about what follows the end of a compressed stream: ``"ignore"`` does as the
+    format's own tool, ``"refuse"``, for what has no reason to go on (a layer's blob), has nothing.
+
+    Reading raises :class:`lamina.errors.InvalidArchive` for a damaged or truncated stream, and,
+    when all plain bytes were read, for one that goes on.
     """
-    return Decompressed(source, digest=digest, diff_id=diff_id)
+    return Decompressed(source, digest=digest, diff_id=diff_id, trailing=trailing)
