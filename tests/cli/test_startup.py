@@ -23,7 +23,7 @@ HEAVY = {
     "asyncio", "base64", "bz2", "dataclasses", "email", "http", "logging", "lzma",
     "multiprocessing", "random", "secrets", "shutil", "socket", "ssl", "tempfile", "tomllib",
     "traceback", "typing_extensions", "unittest", "xml",
-    "backports", "fastcrc", "grpc", "isal", "msgspec", "rich", "textual",
+    "backports", "fastcrc", "grpc", "isal", "msgspec", "rich", "textual", "zlib_ng",
 }  # fmt: skip
 """Of the standard library and of others, what takes milliseconds and a start has no use for."""
 
