@@ -12,9 +12,11 @@ test has (the fixture ``repository_name``):
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -80,11 +82,42 @@ class Authority:
         self.key = directory / "server.key"
         self.issue("127.0.0.1", self.certificate, self.key)
 
+    def server_context(self) -> ssl.SSLContext:
+        """That of a server with the certificate for 127.0.0.1."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def web_token(self, service: str, scopes: set[str]) -> str:
+        """A signed token for some scopes (distribution, "Token Authentication Implementation")."""
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        certificate = ssl.PEM_cert_to_DER_cert(self.certificate.read_text().split("\n\n")[0])
+        header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(certificate).decode()]}
+        parts = [scope.split(":") for scope in scopes]
+        access = [{"type": t, "name": n, "actions": a.split(",")} for t, n, a in parts]
+        now = int(time.time())
+        claims = {
+            "iss": "tests", "sub": "", "aud": service, "exp": now + 300, "nbf": now - 5,
+            "iat": now, "jti": str(next(_names)), "access": access,
+        }  # fmt: skip
+        signed = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
+        signature = key.sign(signed.encode(), ec.ECDSA(hashes.SHA256()))
+        numbers = utils.decode_dss_signature(signature)
+        return f"{signed}.{_base64url(b''.join(n.to_bytes(32, 'big') for n in numbers))}"
+
     def issue(self, name: str, certificate: Path, key: Path) -> None:
         """A certificate, with its chain, and its key, for servers and clients."""
         issued = self._ca.issue_cert(name, common_name=name)
         issued.private_key_pem.write_to_path(key)
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import http.client
 import json
 import re
 import secrets
+import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing for who wants TLS: this is a server that has none."""
         self.server.connections.add(self.connection)
         try:
-            if self.connection.recv(1, socket.MSG_PEEK) != b"\x16":
+            if self.server.tls or self.connection.recv(1, socket.MSG_PEEK) != b"\x16":
                 super().handle()
         except OSError:
             pass  # the client went
@@ -87,6 +89,24 @@ class Handler(BaseHTTPRequestHandler):
         self.server.answer(self)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _do  # noqa: N815
+
+    def do_CONNECT(self) -> None:
+        """As a proxy: carry bytes to and from the server's upstream, whatever was asked for."""
+        server = self.server
+        assert isinstance(server, Faulty)
+        server.note(self)
+        host, _, port = server.upstream.rpartition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            self.send_response_only(200)
+            self.end_headers()
+            ends = {self.connection: upstream, upstream: self.connection}
+            while not server.stopping.is_set():
+                for end in select.select([*ends], [], [], 0.1)[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    ends[end].sendall(data)
 
     def body(self, limit: int | None = None) -> bytes:
         """The request's body, or its first bytes."""
@@ -118,11 +138,21 @@ class Server(ThreadingHTTPServer):
     block_on_close = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.tls = tls
         self.connections: set[socket.socket] = set()
         self.requests: list[Request] = []
         self.stopping = threading.Event()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """With TLS the handshake is the handler's."""
+        connection, address = super().get_request()
+        if self.tls is not None:
+            connection = self.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
 
     @property
     def host(self) -> str:
@@ -168,8 +198,10 @@ class Server(ThreadingHTTPServer):
 class Faulty(Server):
     """A proxy before ``upstream`` (HOST:PORT, plain); with ``tokens`` it wants theirs."""
 
-    def __init__(self, upstream: str, tokens: Tokens | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, upstream: str, tokens: Tokens | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(tls)
         self.upstream = upstream
         self.tokens = tokens
         self.faults: list[Fault] = []
@@ -282,6 +314,7 @@ class Tokens(Server):
         self.grants: dict[str, Grant] = {}
         self.life = 300.0
         self.post_only = False
+        self.sign: Callable[[set[str]], str] = lambda scopes: secrets.token_urlsafe()
         self.fault: list[Action] = []
         self.forms: list[dict[str, list[str]]] = []
 
@@ -332,7 +365,7 @@ class Tokens(Server):
         if not known:
             scopes = {s for s in scopes if s.startswith("repository:public/")}
             scopes = {f"{s.rpartition(':')[0]}:pull" for s in scopes}
-        token = secrets.token_urlsafe()
+        token = self.sign(scopes)
         self.grants[token] = Grant(scopes, time.monotonic() + self.life)
         name = "access_token" if request.method == "POST" else "token"
         answer = {name: token, "expires_in": self.life}

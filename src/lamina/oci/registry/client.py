@@ -24,7 +24,6 @@ from lamina.oci.registry.options import Options
 from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
 
 _REDIRECTS = 10
-_UNSAFE = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,12 @@ class Ask:
     bulk: bool = False
     again: bool = True
     """Whether to ask again after a failure."""
+    timeout: float | None = None
+    """Seconds, instead of those of the options."""
+
+
+class ConnectionBroken(RegistryError):
+    """No connection, or one that broke: it may be another time."""
 
 
 class Client:
@@ -183,6 +188,7 @@ class Client:
                 content=ask.content,
                 tls=host.tls if trusted else Tls(host.tls.authorities),
                 bulk=ask.bulk,
+                timeout=ask.timeout,
             )
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response
@@ -212,6 +218,8 @@ class Client:
         if "://" in ask.path:
             url = httpx.URL(ask.path)
             if Origin.of(url).scheme == "http" and base.startswith("https:"):
+                if _same_place(url, host):  # a proxy ends its TLS, and it does not know
+                    return url.copy_with(scheme="https")
                 raise RegistryError(f"{self._named(host, ask)}: goes on at http://{url.host}")
             return url
         url = httpx.URL(base + ask.path)
@@ -261,7 +269,8 @@ class Client:
         final = _verification(error) or isinstance(
             error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
         )
-        return RegistryError(f"{self._named(host, ask)}: {why}"), not final
+        message = f"{self._named(host, ask)}: {why}"
+        return (RegistryError(message), False) if final else (ConnectionBroken(message), True)
 
 
 def _same_place(url: httpx.URL, host: Host) -> bool:

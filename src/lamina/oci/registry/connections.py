@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import ssl
 import threading
 import urllib.request
@@ -47,9 +46,8 @@ class Connections:
         self._pools: dict[tuple[Origin, Tls, bool], httpx.Client] = {}
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._count = itertools.count()
         self.requests = 0
-        """Requests that were sent, whoever they went to."""
+        """Requests that were sent, whoever they went to; not those for want of a connection."""
         self.closed = threading.Event()
 
     def send(
@@ -61,10 +59,12 @@ class Connections:
         content: bytes | None = None,
         tls: Tls = SYSTEM,
         bulk: bool = False,
+        timeout: float | None = None,
     ) -> httpx.Response:
         """Send one request, follow nothing; the answer's body is still to be read, then closed.
 
         ``bulk``: much is going to be sent or received; this goes by HTTP/1.1, see :meth:`_open`.
+        ``timeout`` is in seconds, and instead of those of the options.
 
         Raises:
             httpx.TransportError: no whole answer came.
@@ -72,12 +72,17 @@ class Connections:
         """
         pool = self._pool(Origin.of(url), tls, bulk)
         request = pool.build_request(
-            method, url, headers=[*headers], content=content, extensions={"trace": self._trace}
-        )
+            method, url, headers=[*headers], content=content, extensions={"trace": self._trace},
+            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
+        )  # fmt: skip
         with self._lock:
             self.requests += 1
         try:
             return pool.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            with self._lock:
+                self.requests -= 1
+            raise
         except (RuntimeError, OSError, httpx.InvalidURL) as error:
             # What a pool says that was closed meanwhile is no error of httpx's.
             raise httpx.ReadError(str(error)) from error

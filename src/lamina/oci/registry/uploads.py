@@ -15,7 +15,7 @@ import httpx
 
 from lamina.errors import InvalidImage, RegistryError
 from lamina.oci.registry.answers import refusal
-from lamina.oci.registry.client import Ask, Client
+from lamina.oci.registry.client import Ask, Client, ConnectionBroken
 from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 _OCTETS = ("Content-Type", "application/octet-stream")
+_PATIENCE = 5.0  # seconds for giving up an upload, perhaps on the way out of a program
 _CHUNK_LIMIT = 256 << 20  # bytes; a registry that wants larger ones gets none
 
 
@@ -65,7 +66,8 @@ class Upload:
     def cancel(self) -> None:
         """Have the registry forget it, if it will."""
         try:
-            self._ask("DELETE", accept=range(200, 500), again=False).close()
+            accept = range(200, 500)
+            self._ask("DELETE", accept=accept, again=False, timeout=_PATIENCE).close()
         except RegistryError:
             pass  # registries sweep uploads that nobody completes
 
@@ -123,9 +125,7 @@ class Upload:
                 method, url, accept=(*good, *temporary), headers=(_OCTETS, *headers),
                 content=data, again=False,
             )  # fmt: skip
-        except RegistryError as error:
-            if error.status is not None:
-                raise
+        except ConnectionBroken as error:
             return None, error, None
         if response.status_code in good:
             return response, None, None
@@ -181,6 +181,7 @@ class Upload:
         headers: tuple[tuple[str, str], ...] = (),
         content: bytes | None = None,
         again: bool = True,
+        timeout: float | None = None,
     ) -> httpx.Response:
         base = self._base
         return self._client.ask(
@@ -196,6 +197,7 @@ class Upload:
                 content=content,
                 bulk=content is not None,
                 again=again,
+                timeout=timeout,
             )
         )
 
