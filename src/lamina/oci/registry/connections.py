@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 import threading
 import urllib.request
@@ -117,7 +118,7 @@ class Connections:
         try:
             return httpx.Client(
                 http2=not bulk,
-                verify=_context(tls) if origin.scheme == "https" else False,
+                verify=_context(tls, bulk) if origin.scheme == "https" else False,
                 proxy=_proxy(origin),
                 trust_env=False,
                 timeout=httpx.Timeout(options.read_timeout, connect=options.connect_timeout),
@@ -161,7 +162,18 @@ def _proxy(origin: Origin) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-def _context(tls: Tls) -> ssl.SSLContext:
+@functools.lru_cache
+def _system_context(bulk: bool) -> ssl.SSLContext:
+    """Made once: reading the system's authorities takes some 40 ms.
+
+    One for each protocol, since a pool writes into its context what it offers.
+    """
+    return ssl.create_default_context()
+
+
+def _context(tls: Tls, bulk: bool) -> ssl.SSLContext:
+    if tls == SYSTEM:
+        return _system_context(bulk)
     context = ssl.create_default_context()
     if tls.skip_verify:
         context.check_hostname = False
