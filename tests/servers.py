@@ -74,6 +74,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Nothing for who wants TLS: this is a server that has none."""
         self.server.connections.add(self.connection)
+        self.server.accepted += 1
         try:
             if self.server.tls or self.connection.recv(1, socket.MSG_PEEK) != b"\x16":
                 super().handle()
@@ -142,6 +143,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.tls = tls
         self.connections: set[socket.socket] = set()
+        self.accepted = 0
+        """Connections so far."""
         self.requests: list[Request] = []
         self.stopping = threading.Event()
 

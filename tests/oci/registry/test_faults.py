@@ -36,6 +36,20 @@ def cutting(after: int) -> Action:
     return lambda handler: relay(handler, cut_after=after)
 
 
+def test_requests_share_a_connection(repository: Repository, faulty: Faulty) -> None:
+    put_image(repository, "one", b"small")
+    before = faulty.accepted
+    for _ in range(5):
+        assert not repository.has(BLOB)
+        repository.resolve("one")
+        with pytest.raises(ImageNotFound):
+            repository.resolve("none")
+    put_image(repository, "two", b"others")
+    # One of small requests, one of blobs; the first two were greetings by TLS.
+    assert faulty.accepted <= 4
+    assert faulty.accepted == before
+
+
 # --- downloads
 
 

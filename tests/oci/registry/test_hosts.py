@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -266,8 +268,8 @@ def test_what_a_mirror_has_not_comes_from_the_registry(
 def test_a_mirror_that_is_down_is_passed_over(
     origin: Faulty, repository_name: str, opened: Open, tmp_path: Path
 ) -> None:
-    text = f'server = "http://{origin.host}"\n[host."http://127.0.0.1:{free_port()}"]'
-    hosts_toml(tmp_path, "registry.example", text)
+    text = f'server = "http://{origin.host}"\n[host."http://127.0.0.1:{free_port()}"]\n'
+    hosts_toml(tmp_path, "registry.example", text + 'capabilities = ["pull", "resolve"]')
     repository = opened("registry.example", repository_name)
     put_image(repository, "one", DATA)
     before = repository.requests
@@ -297,6 +299,47 @@ def test_a_mirror_that_may_not_resolve_gives_digests_only(
     assert faulty.requests == []
     repository.resolve(written.digest)
     assert len(faulty.requests) == 1
+
+
+def test_what_is_written_goes_to_the_first_host_that_takes_it(
+    faulty: Faulty, origin: Faulty, repository_name: str, opened: Open, tmp_path: Path
+) -> None:
+    """As containerd has it: a host may do all that its ``capabilities`` do not leave out."""
+    text = f'server = "http://{origin.host}"\n[host."http://{faulty.host}"]'
+    hosts_toml(tmp_path, "registry.example", text)
+    put_image(opened("registry.example", repository_name), "one", DATA)
+    assert origin.requests == []
+    assert faulty.asked("PUT")
+
+
+def test_tls_is_not_given_up_once_it_worked(
+    plain_registry: Registry, authority: Authority, repository_name: str, opened: Open
+) -> None:
+    context = authority.server_context()
+    with Faulty(plain_registry.host, tls=context) as faulty, faulty.running():
+        repository = opened(faulty.host, repository_name, insecure=True)
+        put_image(repository, "one")
+        host, port = faulty.server_address[:2]
+    with socket.create_server((str(host), int(port))) as listener:
+        listener.settimeout(0.2)
+        seen: list[bytes] = []
+
+        def look() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    return
+                with connection:
+                    seen.append(connection.recv(1))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        with pytest.raises(RegistryError):
+            repository.resolve("one")
+        thread.join()
+    assert seen
+    assert set(seen) == {b"\x16"}  # a greeting by TLS, and never a request in the clear
 
 
 def test_a_mirror_gets_its_own_credentials_and_not_the_registry_s(

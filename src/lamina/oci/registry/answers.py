@@ -34,6 +34,18 @@ def read_body(response: httpx.Response, limit: int, what: str) -> bytes:
     return data
 
 
+def discard(response: httpx.Response) -> None:
+    """Close an answer whose body does not matter; reading a short one keeps the connection."""
+    import httpx
+
+    try:
+        _read(response, ERROR_LIMIT)
+    except httpx.TransportError:
+        pass
+    finally:
+        response.close()
+
+
 def _read(response: httpx.Response, limit: int) -> bytes:
     data = bytearray()
     for chunk in response.iter_raw():

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import httpx
 
 from lamina.errors import RegistryError, Unauthorized, printable
-from lamina.oci.registry.answers import TOKEN_LIMIT, json_object, read_body, refusal
+from lamina.oci.registry.answers import TOKEN_LIMIT, discard, json_object, read_body, refusal
 from lamina.oci.registry.challenge import Challenge, parse_challenges
 from lamina.oci.registry.connections import Connections, Origin
 from lamina.oci.registry.credentials import Credentials
@@ -103,12 +103,12 @@ class Authorizer:
             try:
                 header = self._authorize(challenge, secure, scopes)
             except BaseException:
-                response.close()
+                discard(response)
                 raise
             if header is None or header == refused:
                 raise refusal(response, what)
             self._challenge = challenge
-        response.close()
+        discard(response)
         return header
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
@@ -181,7 +181,7 @@ class Authorizer:
         url = realm.copy_merge_params(_multi([*realm.params.multi_items(), *query]))
         response = self._connections.send("GET", url, headers=headers, tls=self._tls(realm))
         if response.status_code in (404, 405) and credentials and credentials.user:
-            response.close()
+            discard(response)
             grant = [("grant_type", "password"), ("username", credentials.user)]
             grant.append(("password", credentials.password))
             response = self._post(realm, [*grant, *query])

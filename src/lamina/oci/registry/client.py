@@ -15,7 +15,7 @@ from typing import NoReturn
 import httpx
 
 from lamina.errors import LaminaError, RegistryError
-from lamina.oci.registry.answers import read_body, refusal
+from lamina.oci.registry.answers import discard, read_body, refusal
 from lamina.oci.registry.auth import Authorizer, Scopes, Temporary
 from lamina.oci.registry.connections import Connections, Origin
 from lamina.oci.registry.credentials import Credentials, find_credentials
@@ -64,6 +64,7 @@ class Client:
         self._authorizers: dict[tuple[Host, str], Authorizer] = {}
         self._plain: set[Host] = set()
         self._down: set[Host] = set()
+        self._met: set[Host] = set()  # by whichever scheme
 
     @property
     def requests(self) -> int:
@@ -81,7 +82,7 @@ class Client:
             Unauthorized: credentials are missing or refused.
             RegistryError: everything else, and the connection can't be made or breaks.
         """
-        *mirrors, last = self._hosts_for(ask.capability)
+        *mirrors, last = self._hosts_for(ask)
         for host in mirrors:
             if host in self._down:
                 continue
@@ -94,7 +95,7 @@ class Client:
                 continue
             if response.status_code in ask.accept and response.status_code < 400:
                 return response
-            response.close()
+            discard(response)
         return self._persist(last, ask)
 
     def fetch(self, ask: Ask, limit: int) -> tuple[httpx.Response, bytes]:
@@ -115,12 +116,16 @@ class Client:
                     raise RegistryError(f"{what}: cut off: {error}") from error
                 self.pause(wait)
 
-    def _hosts_for(self, capability: str) -> list[Host]:
+    def _hosts_for(self, ask: Ask) -> list[Host]:
+        """Who is asked: of an address in full its own host; what is written goes to one place."""
+        if "://" in ask.path:
+            url = httpx.URL(ask.path)
+            return [next((h for h in self._hosts if _same_place(url, h)), self._hosts[-1])]
         *mirrors, server = self._hosts
-        able = [host for host in mirrors if capability in host.capabilities]
-        if capability in server.capabilities or not able:
+        able = [host for host in mirrors if ask.capability in host.capabilities]
+        if ask.capability in server.capabilities or not able:
             able.append(server)
-        return able
+        return able[:1] if ask.capability == "push" else able
 
     # --- one host
 
@@ -151,9 +156,9 @@ class Client:
     def _exchange(self, host: Host, ask: Ask) -> httpx.Response:
         """One answer: a challenge is answered once, redirects are followed."""
         try:
-            return self._authorized(host, ask)
+            response = self._authorized(host, ask)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if not host.plain_too or host in self._plain or _verification(error):
+            if not self._may_be_plain(host, error):
                 raise
             self._plain.add(host)
             try:
@@ -161,6 +166,17 @@ class Client:
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 self._plain.discard(host)
                 raise error from None
+        self._met.add(host)
+        return response
+
+    def _may_be_plain(self, host: Host, error: httpx.TransportError) -> bool:
+        """Whether plain HTTP is to be tried: asked for, and TLS has never worked."""
+        return (
+            host.plain_too
+            and host not in self._plain | self._met
+            and _same_place(error.request.url, host)
+            and not _verification(error)
+        )
 
     def _authorized(self, host: Host, ask: Ask) -> httpx.Response:
         url = self._url(host, ask)
@@ -197,7 +213,7 @@ class Client:
 
     def _redirected(self, host: Host, response: httpx.Response, ask: Ask) -> httpx.URL:
         location = response.headers.get("location", "")
-        response.close()
+        discard(response)
         if ask.method not in ("GET", "HEAD"):
             self._refuse(host, ask, f"redirected, {ask.method} is not sent elsewhere", response)
         try:

@@ -76,12 +76,13 @@ def logout(registry: str) -> bool:
 
 def check_login(registry: str, credentials: Credentials, options: Options | None = None) -> None:
     """Ask a registry for nothing but whether it takes credentials; raises as :func:`login`."""
+    from lamina.oci.registry.answers import discard
     from lamina.oci.registry.client import Ask, Client
 
     client = Client(registry, replace(options or Options(), credentials=credentials))
     try:
         ask = Ask(method="GET", path="/", what="a login", capability="push", accept=(200,))
-        client.ask(ask).close()
+        discard(client.ask(ask))
     finally:
         client.close()
 

@@ -23,6 +23,7 @@ from lamina.oci.descriptor import Descriptor
 from lamina.oci.digest import check_digest, hasher, sha256
 from lamina.oci.manifest import SIZE_LIMIT, Index
 from lamina.oci.registry import listing
+from lamina.oci.registry.answers import discard
 from lamina.oci.registry.blobs import BlobReader
 from lamina.oci.registry.client import Ask, Client
 from lamina.oci.registry.uploads import Upload, begun, send_blob
@@ -154,7 +155,7 @@ class Repository:
         reference = descriptor.digest if name is None else self._reference(name)
         headers = [("Content-Type", descriptor.media_type)]
         response = self.client.ask(self._manifest("PUT", reference, headers, (200, 201, 202), data))
-        response.close()
+        discard(response)
         said = response.headers.get("docker-content-digest")
         same_algorithm = said and said.partition(":")[0] == descriptor.digest.partition(":")[0]
         if same_algorithm and said != descriptor.digest:
@@ -168,7 +169,7 @@ class Repository:
         response = self.client.ask(
             self._manifest("DELETE", check_digest(digest), [], (202, 200, 204, 404))
         )
-        response.close()
+        discard(response)
         if response.status_code == 404:
             raise ImageNotFound(self._name(digest))
 
@@ -197,7 +198,7 @@ class Repository:
             self._ask("HEAD", path, headers=headers, accept=(200, 404), scopes=scopes,
                       capability="push")
         )  # fmt: skip
-        response.close()
+        discard(response)
         if response.status_code == 200:
             length = response.headers.get("content-length")
             return length is None or length == str(descriptor.size)
@@ -214,7 +215,7 @@ class Repository:
         scopes = (*self._scopes("pull,push"), f"repository:{from_repository}:pull")
         response = self._post(query, scopes)
         if response.status_code == 201:
-            response.close()
+            discard(response)
             return True
         upload = begun(self.client, self._upload_base(), response)
         with self._lock:
@@ -246,7 +247,7 @@ class Repository:
 
     def tags(self) -> list[str]:
         """All tags; ImageNotFound where there is no such repository."""
-        ask = self._ask("GET", "tags/list?n=1000", what="the list of tags")
+        ask = self._ask("GET", "tags/list?n=1000", what="the list of tags", capability="resolve")
         try:
             return listing.tags(self.client, ask)
         except RegistryError as error:
@@ -259,7 +260,8 @@ class Repository:
 
         Where the registry has no such list, those of the tag that stands for it.
         """
-        ask = self._ask("GET", f"referrers/{check_digest(digest)}", what=f"referrers of {digest}")
+        path = f"referrers/{check_digest(digest)}"
+        ask = self._ask("GET", path, what=f"referrers of {digest}", capability="resolve")
         found = listing.referrers(self.client, ask)
         return self._tagged_referrers(digest).manifests if found is None else found
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import httpx
 
 from lamina.errors import InvalidImage, RegistryError
-from lamina.oci.registry.answers import refusal
+from lamina.oci.registry.answers import discard, refusal
 from lamina.oci.registry.client import Ask, Client, ConnectionBroken
 from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
 
@@ -67,7 +67,7 @@ class Upload:
         """Have the registry forget it, if it will."""
         try:
             accept = range(200, 500)
-            self._ask("DELETE", accept=accept, again=False, timeout=_PATIENCE).close()
+            discard(self._ask("DELETE", accept=accept, again=False, timeout=_PATIENCE))
         except RegistryError:
             pass  # registries sweep uploads that nobody completes
 
@@ -90,7 +90,7 @@ class Upload:
         if response is None:
             return failure, after
         self._go_on(response, end)
-        response.close()
+        discard(response)
         if before < self._sent <= end:
             return None, None
         return RegistryError(f"{self._named()}: the registry took none of a chunk"), None
@@ -103,7 +103,7 @@ class Upload:
             rest = data[self._sent - start :]
             response, failure, after = self._once("PUT", url, (201, 204), TRANSIENT, (), rest)
             if response is not None:
-                response.close()
+                discard(response)
                 return
             if self._is_there(descriptor):  # only the answer was lost
                 return
@@ -146,7 +146,7 @@ class Upload:
         response = self._ask("GET", accept=(200, 202, 204, 404, 410, 416))
         self._sent = 0
         self._go_on(response, 0)
-        response.close()
+        discard(response)
         if response.is_success and start <= self._sent <= start + len(chunk):
             return
         raise UploadLost(
@@ -169,7 +169,7 @@ class Upload:
         """Whether the blob arrived after all: the answer may be what was lost."""
         path = f"/{self._base.repository}/blobs/{descriptor.digest}"
         response = self._ask("HEAD", path, accept=(200, *range(400, 500)))
-        response.close()
+        discard(response)
         return response.status_code == 200
 
     def _ask(
@@ -233,7 +233,7 @@ def send_blob(
 
 def begun(client: Client, base: Ask, response: httpx.Response) -> Upload:
     """The upload that a 202 has begun; the answer is closed."""
-    response.close()
+    discard(response)
     least = response.headers.get("oci-chunk-min-length", "")
     wanted = int(least[:12]) if least.isascii() and least.isdigit() else 0
     if wanted > _CHUNK_LIMIT:
