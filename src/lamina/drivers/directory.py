@@ -9,10 +9,9 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.drivers.base import (
     NO_OPTIONS,
@@ -391,8 +390,7 @@ class DirectoryDriver(Driver):
         return DirectoryGetter(self.layout.path(id, "diff"), release)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedDirectory:
+class StagedDirectory(NamedTuple):
     """A layer unpacked in the staging place; see :class:`lamina.drivers.base.Staged`."""
 
     directory: str
