@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.oci import peers
 from tests.sandbox.roots import make_small_root
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -101,3 +102,9 @@ def image(cli: Cli, small_tar: Path) -> str:
     """The name of an image made of :func:`small_tar`."""
     cli("import", small_tar, "small:1")
     return "small:1"
+
+
+@pytest.fixture
+def skopeo(tmp_path: Path) -> peers.Skopeo:
+    """skopeo(1)."""
+    return peers.Skopeo(tmp_path)

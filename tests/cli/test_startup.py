@@ -23,7 +23,8 @@ HEAVY = {
     "asyncio", "base64", "bz2", "dataclasses", "email", "http", "logging", "lzma",
     "multiprocessing", "random", "secrets", "shutil", "socket", "ssl", "tempfile", "tomllib",
     "traceback", "typing_extensions", "unittest", "xml",
-    "backports", "fastcrc", "grpc", "isal", "msgspec", "rich", "textual", "zlib_ng",
+    "backports", "concurrent", "fastcrc", "getpass", "grpc", "h2", "httpcore", "httpx", "isal",
+    "msgspec", "rich", "textual", "zlib_ng",
 }  # fmt: skip
 """Of the standard library and of others, what takes milliseconds and a start has no use for."""
 
@@ -33,7 +34,9 @@ UNUSED_BY_RUN = (
     *(f"lamina.oci.{m}" for m in ("config", "conversion", "runtime")),
     "lamina.sandbox.bundle",
     "lamina.sandbox.runtime",
+    *(f"lamina.oci.{m}" for m in ("archives", "config", "layout", "platform", "registry")),
     *(f"lamina.store.{m}" for m in ("checking", "committing", "observing", "pruning", "usage")),
+    "lamina.store.transfer",
 )
 UNUSED_BY_TRY = (
     *(f"lamina.archive.{m}" for m in ("changes", "compression", "fold", "pack", "split", "stack")),

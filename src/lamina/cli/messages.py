@@ -28,7 +28,8 @@ def message(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, LaminaError):
-        return str(error)
+        notes = "; ".join(getattr(error, "__notes__", ()))  # which layer it was, for instance
+        return f"{error} ({notes})" if notes else str(error)
     if isinstance(error, OSError) and error.strerror:
         named = isinstance(error.filename, str | bytes | os.PathLike)
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror

@@ -100,7 +100,8 @@ def _failed(error: BaseException, context: click.Context | None) -> int:
         traceback.print_exception(error)
     if isinstance(error, Stopped | click.Abort | KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        say("interrupted" if number == signal.SIGINT else "ended by a signal")
+        said = "interrupted" if number == signal.SIGINT else "ended by a signal"
+        say("; ".join([said, *getattr(error, "__notes__", ())]))
         return 128 + number
     _let_go_of_output()
     say(message(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Self
@@ -205,6 +205,7 @@ class Store:
         name: str | None = None,
         platform: str | None = None,
         keep_blobs: bool = False,
+        loaded: Callable[[Image, Sequence[str]], None] | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[Image]:
         """The images of a layout or archive, or those called ``wanted`` in it.
@@ -216,7 +217,8 @@ class Store:
         They get the names that they have there, or, if it is one image, ``name`` alone. Of an
         image for several platforms the one for ``platform`` (``linux/arm64``; by default this
         machine's) is taken. ``keep_blobs`` keeps the layers' blobs too, so that the image goes out
-        again with the same digests; they take room beside the layers.
+        again with the same digests; they take room beside the layers. ``loaded`` is called with
+        each image that is there now, and the names it got.
 
         Raises:
             InvalidImage, InvalidArchive, DigestMismatch: something is not what it should be.
@@ -234,6 +236,7 @@ class Store:
             name,
             platform=parse(platform) if platform else None,
             keep_blobs=keep_blobs,
+            loaded=loaded,
             progress=progress or self._core.progress,
         )
 

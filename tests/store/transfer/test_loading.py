@@ -211,7 +211,7 @@ BAD: dict[str, tuple[Made, type[LaminaError], str]] = {
     "no layer": (remade(GZIPPED, set_odd_type), InvalidImage, "application/wasm"),
     "an artifact": (remade(GZIPPED, set_artifact), InvalidImage, "artifact"),
     "cut short": (with_layer(GZIPPED, TOP[:-20]), InvalidArchive, "truncated"),
-    "goes on": (with_layer(GZIPPED, TOP + b"garbage" * 100), InvalidArchive, "followed by"),
+    "goes on": (with_layer(GZIPPED, TOP + b"garbage" * 100), InvalidArchive, "goes on after"),
     "no tar": (with_layer(GZIPPED, b"\0" * 511, "none"), LaminaError, "."),
     "not even gzip": (with_layer(GZIPPED, b"hello" * 300), InvalidImage, "compression is none"),
 }

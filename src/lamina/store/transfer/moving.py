@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
@@ -41,6 +41,7 @@ def load(
     *,
     platform: Spec | None,
     keep_blobs: bool,
+    loaded: Callable[[Image, Sequence[str]], None] | None,
     progress: ProgressCallback | None,
 ) -> list[Image]:
     """See :meth:`lamina.store.Store.load`."""
@@ -58,6 +59,8 @@ def load(
             names = [normalize(each) for each in ([name] if name else named.names)]
             what = f"loading {names[0] if names else named.descriptor.digest[7:19]}"
             images.append(loading.load(named.descriptor, names, what))
+            if loaded is not None:
+                loaded(images[-1], names)
         return images
 
 

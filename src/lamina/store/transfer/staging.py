@@ -156,7 +156,7 @@ class Stager:
 
         algorithm, _ = parts(part.descriptor.digest)
         split = self._enter(self._core.leases.path())
-        with open_stream(cast(BinaryIO, blob), digest=algorithm) as tar:
+        with open_stream(cast(BinaryIO, blob), digest=algorithm, trailing="refuse") as tar:
             _check_compression(part.descriptor, tar.compression)
             with recording(split) as recorder:
                 staged = self._enter(
