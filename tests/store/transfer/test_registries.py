@@ -126,6 +126,22 @@ def test_layers_that_the_store_has_are_not_fetched(
     assert fetched == {more.blobs[0][0].digest, more.blobs[-1][0].digest}
 
 
+def test_a_layer_that_an_image_has_twice_is_fetched_once(
+    store: Store, proxy: Faulty, repository_name: str
+) -> None:
+    same = {"a": b"a"}
+    made = make(same, {"b": b"b"}, same, same, compression="gzip")
+    publish(proxy.host, repository_name, made, "1")
+    name = f"{proxy.host}/{repository_name}:1"
+    image = store.pull(name, options=options())
+    assert len(image.layers) == 4
+    assert len(proxy.asked(f"GET .*{made.blobs[1][0].digest}")) == 1
+    store.remove_image(name)
+    image = store.pull(name, keep_blobs=True, options=options())
+    saved = store.push(name, f"{name}-again", options=options())
+    assert saved.manifest.digest == made.top.digest
+
+
 def test_an_image_pulled_by_digest_has_no_name(
     store: Store, plain_registry: Registry, repository_name: str
 ) -> None:

@@ -29,7 +29,7 @@ from lamina.store.splits import recording
 from lamina.store.transfer.downloads import Download, Downloads
 from lamina.store.transfer.resolving import Part
 from lamina.store.transfer.stopping import Stop, Stopped, Watched
-from lamina.types import LayerId
+from lamina.types import Digest, LayerId
 
 log = Log(__name__)
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class Stager:
         self._stack = ExitStack()
         self._mutex = threading.Lock()
         self._arrivals: list[Future[Arrival]] = []
+        self._fetching: dict[Digest, Fetching] = {}
 
     @contextmanager
     def run(self) -> Iterator[list[Arrival]]:
@@ -131,9 +132,12 @@ class Stager:
         if self._downloads is None:
             return None
         descriptor = self._parts[number].descriptor
-        fetching = Fetching(self._source, descriptor, self._downloads, self._stop)
-        self._stack.callback(fetching.close)
-        fetchers.submit(fetching.run)
+        fetching = self._fetching.get(descriptor.digest)
+        if fetching is None:  # an image may have one blob several times
+            fetching = Fetching(self._source, descriptor, self._downloads, self._stop)
+            self._fetching[descriptor.digest] = fetching
+            self._stack.callback(fetching.close)
+            fetchers.submit(fetching.run)
         return fetching
 
     def _unpack(self, number: int, fetching: Fetching | None) -> Arrival:
