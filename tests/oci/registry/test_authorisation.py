@@ -16,7 +16,7 @@ from lamina.oci.descriptor import described
 from lamina.oci.registry import Credentials, Repository
 from tests.oci.registry.conftest import DATA, Open
 from tests.oci.registry.test_repository import BLOB, put, put_image, read
-from tests.registries import PASSWORD, USER, Authority, Registry, serve
+from tests.registries import PASSWORD, USER, Authority, Registry, free_port, serve
 from tests.servers import Faulty, Tokens, relay, replying
 
 BLOB_OF_LAYER = described(DATA, mediatypes.OCI_LAYER)
@@ -187,6 +187,14 @@ def test_a_registry_that_takes_no_token_is_asked_twice_only(
 def test_a_token_server_that_fails_for_now_is_asked_again(ann: Repository, tokens: Tokens) -> None:
     tokens.fault += [replying(503), replying(429, {"Retry-After": "0"})]
     put(ann, DATA)
+
+
+def test_a_token_server_that_is_away_is_named(ann: Repository, guarded: Faulty) -> None:
+    away = f"127.0.0.1:{free_port()}"
+    challenge = {"WWW-Authenticate": f'Bearer realm="http://{away}/token"'}
+    guarded.fault("GET", replying(401, challenge), times=99)
+    with pytest.raises(RegistryError, match=f"a token for {guarded.host} from {away}: .*refused"):
+        ann.resolve("one")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import httpx
 from lamina.errors import RegistryError, Unauthorized, printable
 from lamina.oci.registry.answers import TOKEN_LIMIT, discard, json_object, read_body, refusal
 from lamina.oci.registry.challenge import Challenge, parse_challenges
-from lamina.oci.registry.connections import Connections, Origin
+from lamina.oci.registry.connections import Connections, Origin, unverified
 from lamina.oci.registry.credentials import Credentials
 from lamina.oci.registry.hosts import Tls
 from lamina.oci.registry.retry import TRANSIENT, retry_after
@@ -90,8 +90,7 @@ class Authorizer:
         Raises:
             Unauthorized: there are no credentials, or they were refused.
             RegistryError: a challenge that can't be answered.
-            Temporary: a token server that can't answer now.
-            httpx.TransportError: one that can't be reached.
+            Temporary: a token server that can't answer now, or be reached.
         """
         challenges = parse_challenges(response.headers.get_list("www-authenticate"))
         with self._lock:
@@ -144,7 +143,13 @@ class Authorizer:
             query.insert(0, ("service", service))
         credentials = self._known()
         started = time.monotonic()
-        document = self._ask(realm, query, credentials)
+        try:
+            document = self._ask(realm, query, credentials)
+        except httpx.TransportError as error:
+            failure = RegistryError(f"{self._named(realm)}: {str(error) or type(error).__name__}")
+            if unverified(error):
+                raise failure from error
+            raise Temporary(failure, None) from error
         text = document.get("token") or document.get("access_token")
         if not isinstance(text, str) or not _TOKEN.fullmatch(text):
             raise RegistryError(f"the token server {realm.host} gave no token")
@@ -198,7 +203,7 @@ class Authorizer:
 
     def _answer(self, realm: httpx.URL, response: httpx.Response) -> dict[str, Any]:
         """The document of a token server, which is not followed elsewhere: it has a secret."""
-        what = f"a token for {self._host.name} from {realm.host}"
+        what = self._named(realm)
         if response.status_code == 200:
             return json_object(read_body(response, TOKEN_LIMIT, what), what)
         after = retry_after(response.headers.get("retry-after"))
@@ -208,6 +213,9 @@ class Authorizer:
         if response.status_code == 400 and error.status:  # RFC 6749: a grant that is not taken
             raise Unauthorized(str(error), status=error.status, code=error.code)
         raise error
+
+    def _named(self, realm: httpx.URL) -> str:
+        return f"a token for {self._host.name} from {realm.netloc.decode('ascii')}"
 
     def _tls(self, realm: httpx.URL) -> Tls:
         """The registry's own for itself; elsewhere the authorities alone."""

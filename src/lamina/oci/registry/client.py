@@ -7,7 +7,6 @@ broke or it answered with a status that may pass; every other status is final.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -17,7 +16,7 @@ import httpx
 from lamina.errors import LaminaError, RegistryError
 from lamina.oci.registry.answers import discard, read_body, refusal
 from lamina.oci.registry.auth import Authorizer, Scopes, Temporary
-from lamina.oci.registry.connections import Connections, Origin
+from lamina.oci.registry.connections import Connections, Origin, unverified
 from lamina.oci.registry.credentials import Credentials, find_credentials
 from lamina.oci.registry.hosts import Host, Tls, find_hosts
 from lamina.oci.registry.options import Options
@@ -175,7 +174,7 @@ class Client:
             host.plain_too
             and host not in self._plain | self._met
             and _same_place(error.request.url, host)
-            and not _verification(error)
+            and not unverified(error)
         )
 
     def _authorized(self, host: Host, ask: Ask) -> httpx.Response:
@@ -279,10 +278,10 @@ class Client:
         why = str(error) or type(error).__name__
         if isinstance(error, httpx.TimeoutException):
             why = "no answer in time" if isinstance(error, httpx.ReadTimeout) else "timed out"
-        if _verification(error):
+        if unverified(error):
             place = f"/etc/docker/certs.d/{host.name}/ca.crt"
             why += f" (its authority's certificate can be put in {place})"
-        final = _verification(error) or isinstance(
+        final = unverified(error) or isinstance(
             error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
         )
         message = f"{self._named(host, ask)}: {why}"
@@ -293,13 +292,3 @@ def _same_place(url: httpx.URL, host: Host) -> bool:
     """Whether an address is on a host, whichever of its schemes is spoken."""
     base = httpx.URL(host.base)
     return (url.host, url.port) == (base.host, base.port)
-
-
-def _verification(error: Exception) -> bool:
-    """Whether a server's certificate was not taken, at the bottom of an error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

@@ -187,3 +187,13 @@ def _context(tls: Tls, bulk: bool) -> ssl.SSLContext:
         names = ", ".join(map(str, [*tls.authorities, *(c for c, _ in tls.clients)]))
         raise RegistryError(f"certificates can't be loaded ({names}): {error}") from error
     return context
+
+
+def unverified(error: Exception) -> bool:
+    """Whether a server's certificate was not taken, at the bottom of an error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
