@@ -25,7 +25,7 @@ from lamina.oci.digest import check_digest, hasher
 from lamina.oci.manifest import SIZE_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from hashlib import _Hash as Hash
 
     from lamina.oci.descriptor import Descriptor
@@ -84,9 +84,16 @@ class Target(Protocol):
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the blob is there already, or comes from nearby without being sent."""
 
-    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
         """Write a blob from a stream that is verified while it is read.
 
+        ``reopen``, for targets that may have to begin again, gives the stream from its start.
         Raises what reading raises; then nothing is left of the blob.
         """
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO
 
 from lamina.errors import InvalidImage
 from lamina.oci import mediatypes, platform
@@ -165,10 +165,12 @@ class _Copy:
 
     def _blob(self, descriptor: Descriptor) -> Descriptor:
         if not self._target.has(descriptor):
-            stream = verified(self._source.open(descriptor), descriptor)
-            with closing(stream):
-                self._target.put(descriptor, stream)
+            with self._open(descriptor) as stream:
+                self._target.put(descriptor, stream, reopen=partial(self._open, descriptor))
         return descriptor
+
+    def _open(self, descriptor: Descriptor) -> BinaryIO:
+        return verified(self._source.open(descriptor), descriptor)
 
 
 def blobs_of(manifest: Manifest) -> list[Descriptor]:

@@ -229,6 +229,7 @@ class Images:
         tops = tx.rows("SELECT layer FROM image_layers WHERE image = ?", (id,))
         if not tx.run("DELETE FROM images WHERE id = ?", (id,)):
             raise ImageNotFound(id)
+        tx.run("DELETE FROM locations WHERE digest = ?", (id,))
         lease = self._core.leases.token
         doom_blob(tx, id, lease)
         return [gone for (top,) in tops for gone in release(tx, top, lease)]

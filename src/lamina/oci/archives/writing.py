@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -63,7 +63,13 @@ class OciArchiveTarget:
         """Whether the blob was written already."""
         return blob_path(descriptor.digest) in self._there
 
-    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
         """See :meth:`lamina.oci.content.Target.put`; what has gone out can't be taken back."""
         with self._lock:
             if not self.has(descriptor):
@@ -132,10 +138,16 @@ class DockerArchiveTarget(OciArchiveTarget):
         self._manifests: dict[str, Manifest] = {}
         self._tags: dict[str, str] = {}  # name to the digest of its manifest
 
-    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
         """As for any target; :class:`InvalidImage` for a layer that is compressed."""
         self._check_layer(descriptor)
-        super().put(descriptor, stream)
+        super().put(descriptor, stream, reopen=reopen)
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, name: str | None) -> None:
         """As for any target; ``name`` is an image's, never a bare tag.

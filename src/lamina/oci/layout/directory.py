@@ -84,7 +84,13 @@ class LayoutDirectory(Layout):
         stream.close()
         return size == descriptor.size
 
-    def put(self, descriptor: Descriptor, stream: BinaryIO) -> None:
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
         """See :meth:`lamina.oci.content.Target.put`."""
 
         def copy(file: BinaryIO) -> None:

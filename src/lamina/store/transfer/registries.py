@@ -94,6 +94,7 @@ def _remember(core: Core, image: Image, reference: Reference) -> None:
     """Note that a repository has the blobs of an image's newest manifest."""
     with core.db.write() as tx:
         for _, document in known.manifests(tx, image.id)[:1]:
-            for layer in Manifest.decode(document).layers:
-                digest = Digest(layer.digest)
+            manifest = Manifest.decode(document)
+            for blob in (manifest.config, *manifest.layers):
+                digest = Digest(blob.digest)
                 known.remember_location(tx, digest, reference.registry, reference.repository)

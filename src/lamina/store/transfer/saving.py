@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lamina.oci import mediatypes
@@ -142,37 +143,43 @@ class Saving:
             if self._target.has(blob.descriptor) or self._nearby(blob.descriptor):
                 return blob
             if blob.kept:
-                self._put(blob, self._core.blobs.open(blob.digest))
+                self._put(blob.descriptor, partial(self._open_kept, blob))
                 return blob
         return self._send_made(layer)
 
     def _send_plain(self, layer: Layer) -> known.LayerBlob:
         blob = plain(layer)
         if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
-            with self._layers.tar(layer) as tar:  # verified as it is read
-                stream = Watched(tar, blob.size, self._stop, self._read)
-                self._target.put(blob.descriptor, cast(BinaryIO, stream))
-            self._count(blob.size)
+            self._put(blob.descriptor, partial(self._layers.tar, layer), self._read)
         return blob
 
     def _send_made(self, layer: Layer) -> known.LayerBlob:
         assert self._packing is not None
         with made(self._core, layer, self._packing, self._stop) as (blob, path):
             if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
-                self._put(blob, path.open("rb"))
+                self._put(blob.descriptor, partial(io.FileIO, path))
         with self._core.db.write() as tx:
             known.remember_blob(tx, blob)
         return blob
 
-    def _put(self, blob: known.LayerBlob, stream: BinaryIO) -> None:
-        with verified(stream, blob.descriptor) as checked:
-            watched = Watched(cast(BinaryIO, checked), blob.size, self._stop, lambda _: None)
-            self._target.put(blob.descriptor, cast(BinaryIO, watched))
-        self._count(blob.size)
+    def _open_kept(self, blob: known.LayerBlob) -> BinaryIO:
+        return verified(self._core.blobs.open(blob.digest), blob.descriptor)
 
-    def _count(self, size: int) -> None:
+    def _put(
+        self,
+        descriptor: Descriptor,
+        open_blob: Callable[[], BinaryIO],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Send a blob, which is known to be right, by a stream that ends when the work does."""
+
+        def opened() -> BinaryIO:
+            return cast(BinaryIO, Watched(open_blob(), descriptor.size, self._stop, progress))
+
+        with opened() as stream:
+            self._target.put(descriptor, stream, reopen=opened)
         with self._mutex:
-            self._sent += size
+            self._sent += descriptor.size
 
     def _read(self, count: int) -> None:
         with self._mutex:
@@ -199,10 +206,8 @@ class Saving:
         return described(document, mediatypes.OCI_MANIFEST), document
 
     def _send_config(self, descriptor: Descriptor, config: bytes) -> None:
-        if self._target.has(descriptor):
-            return
-        with verified(io.BytesIO(config), descriptor) as stream:
-            self._target.put(descriptor, cast(BinaryIO, stream))
+        if not self._target.has(descriptor) and not self._nearby(descriptor):
+            self._put(descriptor, partial(io.BytesIO, config))
 
 
 def _changed(
