@@ -101,8 +101,8 @@ def test_an_unknown_verb_is_told_with_the_one_that_is_meant(cli: Cli) -> None:
 
 
 def test_a_verb_of_docker_is_told_with_what_there_is(cli: Cli) -> None:
-    message = cli.fails("pull", "debian", status=2)
-    assert message.startswith("there is no verb 'pull': 'lamina import' takes")
+    message = cli.fails("history", "debian", status=2)
+    assert message.startswith("there is no verb 'history': 'lamina inspect' shows")
     assert not _ELSEWHERE.keys() & VERBS.keys()
 
 

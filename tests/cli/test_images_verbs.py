@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import signal
 import subprocess
+import sys
 import tarfile
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from lamina.oci.layout import LayoutDirectory
+from lamina.oci.registry import Credentials, Options, Repository
 from tests import daemons
 from tests.cli.conftest import Cli
 from tests.oci import peers
-from tests.oci.images import index, make, put, tar
+from tests.oci.images import Made, index, make, put, tar
+from tests.registries import PASSWORD, USER, Registry
+from tests.servers import Faulty, stall
 
 pytestmark = pytest.mark.root
 
@@ -40,21 +47,27 @@ def box(cli: Cli, layout: Path) -> str:
     return "box:1"
 
 
-def on_a_terminal(cli: Cli, *args: str | Path) -> tuple[int, str]:
-    """Status and output of the command with a terminal for stdin, stdout and stderr."""
-    primary, secondary = pty.openpty()
-    process = subprocess.Popen(
-        cli.argv(*args), env=cli.env, stdin=secondary, stdout=secondary, stderr=secondary
-    )
-    os.close(secondary)
+def on_a_terminal(cli: Cli, *args: str | Path, typed: str = "") -> tuple[int, str]:
+    """Status and output of the command with a terminal of its own, at which this is typed.
+
+    A line is typed once something is asked, that is, at a colon and a space.
+    """
+    pid, primary = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, cli.argv(*args), cli.env)
+    lines = typed.splitlines(keepends=True)
     shown = b""
-    with open(primary, "rb", buffering=0) as terminal:
+    with open(primary, "r+b", buffering=0) as terminal:
         while True:
             try:
                 shown += terminal.read(4096)
             except OSError:  # EIO: all who had the other end are gone
                 break
-    return process.wait(), shown.decode()
+            if lines and shown.endswith(b": "):
+                time.sleep(0.1)  # until it reads without echo
+                terminal.write(lines.pop(0).encode())
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), shown.decode()
 
 
 class TestLoadAndSave:
@@ -196,3 +209,181 @@ class TestLoadAndSave:
             env=cli.env, capture_output=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(cli: Cli, no_credentials: Path) -> None:
+    """The command has the home that :func:`no_credentials` made."""
+    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "XDG_RUNTIME_DIR"):
+        cli.env.pop(name, None)
+    cli.env["HOME"] = str(no_credentials)
+
+
+def publish(registry: Registry, name: str, made: Made, *tags: str) -> str:
+    """Have an image in a registry; the name of its first tag."""
+    who = Credentials(USER, PASSWORD) if registry.user else None
+    with closing(Repository(registry.host, name, options=Options(credentials=who))) as far:
+        put(far, made, *tags)
+    return f"{registry.host}/{name}:{tags[0]}"
+
+
+class TestPullAndPush:
+    def test_a_pull_says_what_dockers_does(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = make(*LAYERS, compression="gzip")
+        name = publish(plain_registry, repository_name, made, "1", "2")
+        digest = f"Digest: {made.top.digest}"
+        newer, same = "Status: Downloaded newer image for", "Status: Image is up to date for"
+        assert cli("pull", name).splitlines() == [digest, f"{newer} {name}", name]
+        assert cli("pull", name).splitlines() == [digest, f"{same} {name}", name]
+        assert cli("pull", "-q", name) == f"{name}\n"
+        other = f"{plain_registry.host}/{repository_name}:2"
+        assert cli("pull", other).splitlines() == [digest, f"{same} {other}", other]
+        by_digest = f"{plain_registry.host}/{repository_name}@{made.top.digest}"
+        assert cli("pull", by_digest).splitlines() == [digest, f"{same} {by_digest}", by_digest]
+        assert cli.json("images")[0]["names"] == [name, other]
+        assert cli.json("inspect", name)[0]["repo_digests"] == [by_digest]
+        publish(plain_registry, repository_name, make({"x": b"y"}), "1")
+        assert f"{newer} {name}" in cli("pull", name)
+
+    def test_what_is_pushed_is_had_by_skopeo_and_comes_back(
+        self, cli: Cli, box: str, plain_registry: Registry, repository_name: str,
+        skopeo: peers.Skopeo,
+    ) -> None:  # fmt: skip
+        target = f"{plain_registry.host}/{repository_name}:1"
+        layers = [layer["diff_id"] for layer in cli.json("inspect", box)[0]["layers"]]
+        done = cli.process("push", box, target)
+        assert re.fullmatch(rf"{target}: digest: sha256:\w{{64}} size: \d+\n", done.stdout)
+        assert "3 layers compressed anew" in done.stderr
+        far = skopeo("inspect", "--config", "--tls-verify=false", f"docker://{target}")
+        assert json.loads(far)["rootfs"]["diff_ids"] == layers
+        assert cli("push", "-q", box, target) == ""
+        (digest,) = cli.json("inspect", box)[0]["repo_digests"]
+        id = cli.json("inspect", box)[0]["id"]
+        cli("rmi", box)
+        cli("pull", digest)
+        assert cli.json("images")[0]["id"] == id
+
+    def test_kept_blobs_go_out_with_the_same_digest(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = make(*LAYERS, compression="zstd")
+        name = publish(plain_registry, repository_name, made, "1")
+        cli("pull", "--keep-blobs", name)
+        done = cli.process("push", name, f"{plain_registry.host}/{repository_name}-2:1")
+        assert f"digest: {made.top.digest}" in done.stdout
+        assert done.stderr == ""
+
+    def test_a_name_goes_where_it_says(
+        self, cli: Cli, box: str, plain_registry: Registry, repository_name: str
+    ) -> None:
+        name = f"{plain_registry.host}/{repository_name}:1"
+        cli("tag", box, name)
+        assert cli("push", name).startswith(f"{name}: digest: ")
+
+    def test_the_platform_is_chosen(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = index(make(label="amd"), make(label="arm", architecture="arm64"))
+        name = publish(plain_registry, repository_name, made, "1")
+        assert f"Digest: {made.top.digest}" in cli("pull", "--platform", "linux/arm64", name)
+        assert cli.json("inspect", name)[0]["config"]["architecture"] == "arm64"
+        assert "(there are: linux/amd64, linux/arm64)" in cli.fails(
+            "pull", "--platform", "linux/s390x", name
+        )
+
+    def test_an_interrupted_pull_goes_on(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = make({"big": os.urandom(3 << 20)}, {"last": os.urandom(1 << 20)})
+        publish(plain_registry, repository_name, made, "1")
+        first, last = (layer.digest for layer, _ in made.blobs[1:])
+        with Faulty(plain_registry.host) as proxy, proxy.running():
+            proxy.fault(f"GET .*{last}", stall, 1)
+            name = f"{proxy.host}/{repository_name}:1"
+            process = subprocess.Popen(
+                cli.argv("pull", name), env=cli.env, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            there = cli.root / "downloads" / first.replace(":", "-")
+            deadline = time.monotonic() + 30
+            while not there.exists() or there.stat().st_size < made.blobs[1][0].size:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)
+            assert process.returncode == 130
+            assert said == (
+                "",
+                "lamina: interrupted; what was fetched is kept, the same command goes on\n",
+            )
+            assert cli.json("images") == []
+            proxy.requests.clear()
+            assert "Downloaded newer image" in cli("pull", name)
+            fetched = {r.path.rpartition("/")[2] for r in proxy.asked("GET .*/blobs/")}
+            assert last in fetched
+            assert first not in fetched
+        assert cli("check", "--contents") == ""
+
+    def test_failures_are_one_line_with_a_next_step(
+        self, cli: Cli, box: str, plain_registry: Registry, repository_name: str
+    ) -> None:
+        host = plain_registry.host
+        said = cli.fails("pull", f"{host}/{repository_name}:none")
+        assert said.endswith("(the registry has none of this name)")
+        assert "lower case" in cli.fails("pull", "UPPER")
+        assert "Connection refused" in cli.fails("pull", "localhost:1/x")
+        assert "'lamina images'" in cli.fails("push", "nosuch", f"{host}/x")
+        digest = f"{host}/x@sha256:{'0' * 64}"
+        assert "can't be pushed to a digest" in cli.fails("push", box, digest)
+        assert cli.fails("pull", "--creds", ":x", "a", status=2).startswith("pull: --creds takes")
+
+
+class TestLogins:
+    def test_who_is_not_logged_in_is_told_how(
+        self, cli: Cli, box: str, basic_registry: Registry, repository_name: str
+    ) -> None:
+        name = f"{basic_registry.host}/{repository_name}:1"
+        hint = f"('lamina login {basic_registry.host}' makes a login)"
+        assert cli.fails("push", box, name).endswith(hint)
+        assert cli.fails("pull", name).endswith(hint)
+        creds = f"{USER}:{PASSWORD}"
+        assert "401" in cli.fails("push", "--creds", f"{USER}:wrong", box, name)
+        cli("push", "--creds", creds, box, name)
+        cli("pull", "--creds", creds, name)
+        assert cli.fails("pull", name).endswith(hint), "--creds is for once"
+
+    def test_a_login_is_kept_where_docker_has_it_and_forgotten(
+        self, cli: Cli, box: str, basic_registry: Registry, repository_name: str
+    ) -> None:
+        host, name = basic_registry.host, f"{basic_registry.host}/{repository_name}:1"
+        login = ("login", "-u", USER, "--password-stdin", host)
+        assert "401" in cli.fails(*login, input="wrong\n")
+        assert cli(*login, input=f"{PASSWORD}\n") == "Login Succeeded\n"
+        kept = json.loads((Path(cli.env["HOME"]) / ".docker/config.json").read_text())
+        assert list(kept["auths"]) == [host]
+        cli("push", box, name)
+        cli("pull", name)
+        assert cli("logout", host) == f"Removed login credentials for {host}\n"
+        assert cli.process("logout", host).stderr == f"lamina: not logged in to {host}\n"
+        cli("login", "-u", USER, "-p", PASSWORD, host)
+        assert cli("logout", "--all") == f"Removed login credentials for {host}\n"
+        cli.fails("pull", name)
+
+    def test_a_terminal_is_asked_and_shows_no_password(
+        self, cli: Cli, basic_registry: Registry
+    ) -> None:
+        status, shown = on_a_terminal(
+            cli, "login", basic_registry.host, typed=f"{USER}\n{PASSWORD}\n"
+        )
+        assert status == 0, shown
+        assert "Username: " in shown
+        assert f"Password of {USER}: " in shown
+        assert "Login Succeeded" in shown
+        assert PASSWORD not in shown.partition("Password of")[2]
+
+    def test_without_a_terminal_nothing_is_asked(self, cli: Cli) -> None:
+        assert "use --username" in cli.fails("login", "x.example", status=2)
+        assert "--password-stdin" in cli.fails("login", "-u", "ann", "x.example", status=2)
+        assert "--creds USER:PASSWORD" in cli.fails("pull", "--creds", "ann", "x", status=2)

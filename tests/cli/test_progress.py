@@ -34,3 +34,13 @@ def test_long_work_is_drawn(
     assert "5.0 MB of 20.0 MB" in shown
     assert "1,234" in shown
     assert "rich.progress" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, ""), (0, "0:00 left"), (83.4, "1:23 left"), (7384, "2:03:04 left"), (90_000, "")],
+)
+def test_the_time_left_is_shown_as_far_as_it_can_be_believed(
+    seconds: float | None, shown: str
+) -> None:
+    assert progress._left(seconds) == shown

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _PATIENCE = 0.4
 """Seconds of work that are not worth a bar, nor the import of what draws it."""
 
+_DAY = 24 * 3600
+
 
 class Bars:
     """A progress callback that draws on stderr, one line for each piece of work."""
@@ -59,21 +61,42 @@ def _display() -> Display:
     from rich.filesize import decimal
     from rich.text import Text
 
+    def shown(task: rich_progress.Task, count: float) -> str:
+        return decimal(int(count)) if task.fields["unit"] == "bytes" else f"{int(count):,}"
+
     class Amount(rich_progress.ProgressColumn):
         """``12.3 MB of 270 MB``, or entries."""
 
         def render(self, task: rich_progress.Task) -> Text:
-            def shown(count: float) -> str:
-                return decimal(int(count)) if task.fields["unit"] == "bytes" else f"{int(count):,}"
+            total = "" if task.total is None else f" of {shown(task, task.total)}"
+            return Text(f"{shown(task, task.completed)}{total}")
 
-            total = "" if task.total is None else f" of {shown(task.total)}"
-            return Text(f"{shown(task.completed)}{total}")
+    class Rate(rich_progress.ProgressColumn):
+        """``12.3 MB/s``."""
+
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text("" if task.speed is None else f"{shown(task, task.speed)}/s")
+
+    class Left(rich_progress.ProgressColumn):
+        """``1:23 left``; nothing where it can't be told, or is so long that nobody believes it."""
+
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(_left(task.time_remaining))
 
     return rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         Amount(),
-        rich_progress.TimeRemainingColumn(),
+        Rate(),
+        Left(),
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None or seconds > _DAY:
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"

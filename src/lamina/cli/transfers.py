@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from lamina.cli.session import Session
+    from lamina.oci.registry import Options
     from lamina.store import Packing, Saved
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,3 +65,41 @@ def tell_changed(session: Session, name: str, saved: Saved, *, asked: bool) -> N
     layers = "1 layer" if count == 1 else f"{count} layers"
     hint = "" if asked else "; loaded or pulled with --keep-blobs they stay the same"
     session.remark(f"{name}: {layers} compressed anew, with other digests than before{hint}")
+
+
+def registry_options(command: F) -> F:
+    """How a registry is spoken with: see :func:`registry`."""
+    for option in (
+        click.option("--creds", metavar="USER[:PASSWORD]",
+                     help="Log in as this user for this once; asks for a password not given."),
+        click.option("--insecure", is_flag=True,
+                     help="Take any certificate, and plain HTTP where there is no TLS."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def registry(insecure: bool, creds: str | None) -> Options:
+    """What the options say."""
+    from lamina.oci.registry import Credentials, Options
+
+    if creds is None:
+        return Options(insecure=insecure)
+    user, colon, password = creds.partition(":")
+    if not user:
+        raise click.UsageError("--creds takes USER[:PASSWORD]")
+    if not colon:
+        password = ask_password(user, "--creds USER:PASSWORD")
+    return Options(insecure=insecure, credentials=Credentials(user, password))
+
+
+def ask_password(user: str, instead: str) -> str:
+    """A password typed on the terminal, which does not show it; a usage error where there is none.
+
+    ``instead`` says how else it can be given.
+    """
+    from getpass import getpass
+
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"no terminal to ask for the password of {user} on: use {instead}")
+    return getpass(f"Password of {user}: ")

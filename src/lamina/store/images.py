@@ -21,6 +21,13 @@ from lamina.types import ChainId, DiffId, Digest, LayerId
 
 if TYPE_CHECKING:
     from lamina.oci import ImageConfig
+    from lamina.oci.descriptor import Descriptor
+
+_FORGET_LOCATIONS = """
+DELETE FROM locations WHERE digest IN (
+    SELECT digest FROM resolved WHERE image = ?1 UNION SELECT digest FROM manifests WHERE image = ?1
+)
+"""
 
 
 class Image:
@@ -93,6 +100,28 @@ class Image:
             with self._core.db.read() as tx:
                 got = tx.value("SELECT created FROM images WHERE id = ?", (self.id,))
             return datetime.datetime.fromtimestamp(got or 0, datetime.UTC)
+
+    @property
+    def manifests(self) -> list[tuple[Descriptor, bytes]]:
+        """The manifests it came by or went out with, to the byte, the newest first.
+
+        None for an image that was made here and never left.
+        """
+        from lamina.store.transfer import known
+
+        with self._core.db.read() as tx:
+            return known.manifests(tx, self.id)
+
+    @property
+    def repo_digests(self) -> list[str]:
+        """What registries have it as: ``debian@sha256:...``, what was pulled or pushed last first.
+
+        It may have gone from there since.
+        """
+        from lamina.store.transfer import known
+
+        with self._core.db.read() as tx:
+            return [reference.familiar for reference in known.names(tx, self.id)]
 
     def tag(self, name: str) -> None:
         """Let ``name`` point to this image, and no longer to another one.
@@ -227,6 +256,7 @@ class Images:
         if user is not None:
             raise ImageInUse(f"image {id} is in use by container {user}; remove that first")
         tops = tx.rows("SELECT layer FROM image_layers WHERE image = ?", (id,))
+        tx.run(_FORGET_LOCATIONS, (id,))
         if not tx.run("DELETE FROM images WHERE id = ?", (id,)):
             raise ImageNotFound(id)
         tx.run("DELETE FROM locations WHERE digest = ?", (id,))

@@ -77,6 +77,7 @@ def _image(image: Image) -> dict[str, object]:
         "type": "image",
         "id": image.id,
         "names": image.names,
+        "repo_digests": image.repo_digests,
         "created": output.time(image.created),
         "size": image.size,
         "chain_id": image.chain_id,

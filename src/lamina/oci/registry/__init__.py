@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lamina.oci.registry.credentials import Credentials as Credentials
     from lamina.oci.registry.logins import login as login
     from lamina.oci.registry.logins import logout as logout
+    from lamina.oci.registry.logins import logout_all as logout_all
     from lamina.oci.registry.options import Options as Options
     from lamina.oci.registry.options import Retries as Retries
     from lamina.oci.registry.repository import Repository as Repository
@@ -27,7 +28,17 @@ _HOMES = {
     "Retries": "lamina.oci.registry.options",
     "login": "lamina.oci.registry.logins",
     "logout": "lamina.oci.registry.logins",
+    "logout_all": "lamina.oci.registry.logins",
 }
-__all__ = ["Client", "Credentials", "Options", "Repository", "Retries", "login", "logout"]
+__all__ = [
+    "Client",
+    "Credentials",
+    "Options",
+    "Repository",
+    "Retries",
+    "login",
+    "logout",
+    "logout_all",
+]
 
 __getattr__, __dir__ = loader(__name__, _HOMES)

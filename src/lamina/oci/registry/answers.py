@@ -85,8 +85,7 @@ def refusal(response: httpx.Response, what: str, *, ours: bool = True) -> Regist
     phrase = httpx.codes.get_reason_phrase(status)
     message = f"{what}: {status} {phrase}".rstrip() + (f" ({said})" if said else "")
     if ours and status in (401, 403):
-        hint = " ('lamina login' makes a login)" if status == 401 else ""
-        return Unauthorized(message + hint, status=status, code=code)
+        return Unauthorized(message, status=status, code=code)
     return RegistryError(message, status=status, code=code)
 
 

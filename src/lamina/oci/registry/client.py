@@ -7,13 +7,14 @@ broke or it answered with a status that may pass; every other status is final.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import httpx
 
-from lamina.errors import LaminaError, RegistryError
+from lamina.errors import LaminaError, RegistryError, Unauthorized
 from lamina.oci.registry.answers import discard, read_body, refusal
 from lamina.oci.registry.auth import Authorizer, Scopes, Temporary
 from lamina.oci.registry.connections import Connections, Origin, unverified
@@ -23,6 +24,7 @@ from lamina.oci.registry.options import Options
 from lamina.oci.registry.retry import TRANSIENT, Attempts, retry_after
 
 _REDIRECTS = 10
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,10 @@ class Client:
             if response.status_code in ask.accept and response.status_code < 400:
                 return response
             discard(response)
-        return self._persist(last, ask)
+        try:
+            return self._persist(last, ask)
+        except Unauthorized as error:
+            raise self._login_wanted(error) from error
 
     def fetch(self, ask: Ask, limit: int) -> tuple[httpx.Response, bytes]:
         """The answer and all of its body, of ``limit`` bytes at most; as :meth:`ask`.
@@ -271,11 +276,18 @@ class Client:
     def _refuse(self, host: Host, ask: Ask, why: str, response: httpx.Response) -> NoReturn:
         raise RegistryError(f"{self._named(host, ask)}: {why}", status=response.status_code)
 
+    def _login_wanted(self, error: Unauthorized) -> Unauthorized:
+        """The error with what to do about it, if that is a login."""
+        if error.status == 403 or self.options.credentials is not None:
+            return error
+        hint = f"'lamina login {self.registry}' makes a login"
+        return Unauthorized(f"{error} ({hint})", status=error.status, code=error.code)
+
     def _unreachable(
         self, host: Host, ask: Ask, error: httpx.TransportError
     ) -> tuple[RegistryError, bool]:
         """The error of a connection that was not made or broke, and whether it may yet be."""
-        why = str(error) or type(error).__name__
+        why = _ERRNO.sub("", str(error)) or type(error).__name__
         if isinstance(error, httpx.TimeoutException):
             why = "no answer in time" if isinstance(error, httpx.ReadTimeout) else "timed out"
         if unverified(error):

@@ -74,6 +74,24 @@ def logout(registry: str) -> bool:
     return found
 
 
+def logout_all() -> list[str]:
+    """Forget all credentials in the file that :func:`login` writes to; whose they were, sorted.
+
+    Raises as :func:`logout`.
+    """
+    path = _file()
+    document = read_file(path)
+    auths = _auths(document)
+    names = sorted({normal_key(key) for key in auths})
+    for name in names:
+        if helper := helper_of(document, name):
+            run_helper(helper, "erase", helper_key(name))
+    if auths:
+        auths.clear()
+        _write(path, document)
+    return names
+
+
 def check_login(registry: str, credentials: Credentials, options: Options | None = None) -> None:
     """Ask a registry for nothing but whether it takes credentials; raises as :func:`login`."""
     from lamina.oci.registry.answers import discard

@@ -46,6 +46,7 @@ _TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _NAME = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 )
+_NOT_THERE = "the registry has none of this name"
 _KEPT = 8  # manifests kept until they are read
 
 
@@ -131,7 +132,7 @@ class Repository:
         ask = self._manifest("GET", reference, headers, (200, 304, 404))
         response, data = self.client.fetch(ask, SIZE_LIMIT)
         if response.status_code == 404:
-            raise ImageNotFound(self._name(reference))
+            raise ImageNotFound(self._name(reference), _NOT_THERE)
         if response.status_code == 304 and known is not None:
             return known
         found = self._describe(response, data, reference)
@@ -171,7 +172,7 @@ class Repository:
         )
         discard(response)
         if response.status_code == 404:
-            raise ImageNotFound(self._name(digest))
+            raise ImageNotFound(self._name(digest), _NOT_THERE)
 
     # --- blobs
 
@@ -252,7 +253,7 @@ class Repository:
             return listing.tags(self.client, ask)
         except RegistryError as error:
             if error.status == 404:
-                raise ImageNotFound(self.description) from error
+                raise ImageNotFound(self.description, _NOT_THERE) from error
             raise
 
     def referrers(self, digest: Digest) -> list[Descriptor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lamina.oci import mediatypes
 from lamina.oci.descriptor import Descriptor
+from lamina.oci.reference import Reference
 from lamina.store.database import Transaction
 from lamina.store.transfer.resolving import Part
 from lamina.types import DiffId, Digest
@@ -116,6 +117,18 @@ def remember_location(tx: Transaction, digest: Digest, registry: str, repository
         "INSERT OR REPLACE INTO locations VALUES (?, ?, ?, ?)",
         (digest, registry, repository, time.time()),
     )
+
+
+def names(tx: Transaction, image: Digest) -> list[Reference]:
+    """By which digests of manifests and indexes repositories have an image; the last seen first."""
+    rows = tx.rows(
+        "SELECT registry, repository, digest FROM locations WHERE digest IN"
+        " (SELECT digest FROM resolved WHERE image = ?1"
+        " UNION SELECT digest FROM manifests WHERE image = ?1)"
+        " ORDER BY seen DESC, registry, repository, digest",
+        (image,),
+    )
+    return [Reference(row[0], row[1], None, row[2]) for row in rows]
 
 
 def locations(tx: Transaction, digest: Digest, registry: str) -> list[str]:

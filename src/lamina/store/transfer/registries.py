@@ -51,7 +51,7 @@ def pull(
         )
         descriptor = far.resolve(reference.digest or reference.tag)
         image = loading.load(descriptor, names, f"pulling {reference.familiar}")
-    _remember(core, image, reference)
+    _remember(core, image, reference, descriptor.digest)
     return image
 
 
@@ -86,13 +86,14 @@ def push(
             abort=far.abort,
         )
         saved = saving.save(image, [str(reference)], f"pushing {reference.familiar}")
-    _remember(core, image, reference)
+    _remember(core, image, reference, saved.manifest.digest)
     return saved
 
 
-def _remember(core: Core, image: Image, reference: Reference) -> None:
-    """Note that a repository has the blobs of an image's newest manifest."""
+def _remember(core: Core, image: Image, reference: Reference, digest: Digest) -> None:
+    """Note that a repository has an image by this digest, and the blobs of its newest manifest."""
     with core.db.write() as tx:
+        known.remember_location(tx, digest, reference.registry, reference.repository)
         for _, document in known.manifests(tx, image.id)[:1]:
             manifest = Manifest.decode(document)
             for blob in (manifest.config, *manifest.layers):
