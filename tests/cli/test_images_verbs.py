@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -387,3 +388,114 @@ class TestLogins:
         assert "use --username" in cli.fails("login", "x.example", status=2)
         assert "--password-stdin" in cli.fails("login", "-u", "ann", "x.example", status=2)
         assert "--creds USER:PASSWORD" in cli.fails("pull", "--creds", "ann", "x", status=2)
+
+
+class TestCopyAndManifest:
+    def test_an_image_goes_round_and_comes_back_the_same(
+        self, cli: Cli, layout: Path, plain_registry: Registry, repository_name: str,
+        tmp_path: Path, skopeo: peers.Skopeo,
+    ) -> None:  # fmt: skip
+        digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+        name = f"{plain_registry.host}/{repository_name}:1"
+        places = [
+            f"oci:{layout}:{NAME}", f"docker://{name}", f"{name}-b",
+            f"oci-archive:{tmp_path}/a:x:1", f"oci:{tmp_path}/b:tag",
+        ]  # fmt: skip
+        for source, target in itertools.pairwise(places):
+            assert f": digest: {digest} size: " in cli("copy", source, target)
+        assert skopeo("manifest-digest", tmp_path / "b/blobs" / digest.replace(":", "/"))
+        assert json.loads(skopeo("inspect", f"oci:{tmp_path}/b:tag"))["Digest"] == digest
+        far = skopeo("inspect", "--tls-verify=false", f"docker://{name}-b")
+        assert json.loads(far)["Digest"] == digest
+        assert not cli.root.exists(), "there is no store"
+
+    def test_what_skopeo_copied_is_taken_and_given(
+        self, cli: Cli, tmp_path: Path, skopeo: peers.Skopeo
+    ) -> None:
+        with closing(LayoutDirectory.create(tmp_path / "l")) as made:
+            put(made, make(*LAYERS), "docker.io/library/box:1")
+        skopeo.copy(f"oci:{tmp_path}/l:docker.io/library/box:1", f"docker-archive:{tmp_path}/d:b:1")
+        cli("copy", f"docker-archive:{tmp_path}/d", f"docker-archive:{tmp_path}/e:c:2")
+        assert skopeo.diff_ids(f"docker-archive:{tmp_path}/e:docker.io/library/c:2") == (
+            skopeo.diff_ids(f"docker-archive:{tmp_path}/d:docker.io/library/b:1")
+        )
+
+    def test_platforms(
+        self, cli: Cli, plain_registry: Registry, repository_name: str, tmp_path: Path
+    ) -> None:
+        arm = make({"arm": b"arm"}, architecture="arm64")
+        made = index(make({"amd": b"amd"}), arm)
+        name = publish(plain_registry, repository_name, made, "1")
+        assert made.top.digest in cli("copy", "--all-platforms", name, f"oci:{tmp_path}/all:1")
+        assert arm.top.digest in cli("copy", "--platform", "arm64", name, f"oci:{tmp_path}/arm:1")
+        head, kind, titles, *rows = cli("manifest", f"docker://{name}").splitlines()
+        assert (head.split()[-1], titles.split()) == (
+            made.top.digest, ["PLATFORM", "DIGEST", "SIZE"],
+        )  # fmt: skip
+        assert kind.endswith("index.v1+json")
+        assert [row.split()[:2] for row in rows] == [
+            ["linux/amd64", made.parts[0].top.digest], ["linux/arm64", arm.top.digest],
+        ]  # fmt: skip
+        assert arm.top.digest in cli("manifest", "--platform", "arm64", f"oci:{tmp_path}/all")
+        config = cli.json("manifest", "--config", "--platform", "arm64", name)
+        assert config["architecture"] == "arm64"
+        said = cli.fails("copy", "--platform", "s390x", name, f"oci:{tmp_path}/no")
+        assert "(there are: linux/amd64, linux/arm64)" in said
+        cli.fails("copy", "--platform", "arm64", "--all-platforms", name, "oci:x", status=2)
+
+    def test_the_exact_bytes(self, cli: Cli, layout: Path, box: str) -> None:
+        digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+        blobs = layout / "blobs"
+        document = (blobs / digest.replace(":", "/")).read_text()
+        config = json.loads(document)["config"]["digest"]
+        for source in (f"oci:{layout}", box):
+            assert cli("manifest", "--raw", source) == document
+            assert cli.json("manifest", source) == json.loads(document)
+            raw = cli("manifest", "--raw", "--config", source)
+            assert raw == (blobs / config.replace(":", "/")).read_text()
+            lines = cli("manifest", source).splitlines()
+            assert [line.split()[0] for line in lines[2:]] == ["BLOB", "config", *["layer"] * 3]
+
+    def test_what_was_made_here_has_no_manifest_but_a_configuration(
+        self, cli: Cli, image: str
+    ) -> None:
+        assert "'lamina push'" in cli.fails("manifest", image)
+        assert cli.json("manifest", "--config", image)["os"] == "linux"
+
+    def test_a_wrong_place_leaves_nothing(
+        self, cli: Cli, layout: Path, plain_registry: Registry, tmp_path: Path
+    ) -> None:
+        for source, said in (
+            (f"oci:{layout}:9", "no such image: 9"),
+            (f"{plain_registry.host}/none", "the registry has none"),
+            (f"docker-archive:{tmp_path}/none", "No such file"),
+            ("docker:dind", "is docker://NAME"),
+            ("dir:x", "dir is not supported"),
+            ("./x", "say what lies there"),
+        ):
+            assert said in cli.fails("copy", source, f"oci:{tmp_path}/new")
+            assert not (tmp_path / "new").exists()
+        assert "compressed" in cli.fails("copy", f"oci:{layout}", f"docker-archive:{tmp_path}/new")
+        assert not (tmp_path / "new").exists()
+        said = cli.fails("manifest", f"{plain_registry.host}/none")
+        assert said.endswith("(nor is it in the store)")
+
+    def test_an_interrupted_copy_ends_at_once(
+        self, cli: Cli, plain_registry: Registry, repository_name: str, tmp_path: Path
+    ) -> None:
+        made = make({"a": b"a"}, {"b": b"b"})
+        publish(plain_registry, repository_name, made, "1")
+        with Faulty(plain_registry.host) as proxy, proxy.running():
+            pattern = f"GET .*{made.blobs[-1][0].digest}"
+            proxy.fault(pattern, stall, 1)
+            name = f"{proxy.host}/{repository_name}:1"
+            argv = cli.argv("copy", name, f"oci:{tmp_path}/l:1")
+            process = subprocess.Popen(argv, env=cli.env, stderr=subprocess.PIPE, text=True)
+            deadline = time.monotonic() + 30
+            while not proxy.asked(pattern):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+            assert (process.returncode, said) == (130, "lamina: interrupted\n")
+            cli("copy", name, f"oci:{tmp_path}/l:1")

@@ -49,6 +49,8 @@ VERBS = {
     "adopt": Verb("Images", "Take over images and containers that Docker left on AUFS"),
     "tag": Verb("Images", "Give an image another name"),
     "rmi": Verb("Images", "Remove images"),
+    "copy": Verb("Registries", "Copy an image from one place to another, byte for byte"),
+    "manifest": Verb("Registries", "Show an image's manifest, index or configuration"),
     "login": Verb("Registries", "Log in to a registry"),
     "logout": Verb("Registries", "Forget the login to a registry"),
     "info": Verb("Store", "Show the store, and which drivers work here"),

@@ -65,9 +65,9 @@ class Session:
             say(text)
 
     @contextmanager
-    def progress(self) -> Iterator[ProgressCallback | None]:
-        """What draws bars of long work on a terminal; None where there is none."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self, *, quiet: bool = False) -> Iterator[ProgressCallback | None]:
+        """What draws bars of long work on a terminal; None where there is none, or ``quiet``."""
+        if quiet or self.quiet or not sys.stderr.isatty():
             yield None
             return
         from lamina.cli.progress import Bars

@@ -79,17 +79,17 @@ def registry_options(command: F) -> F:
     return command
 
 
-def registry(insecure: bool, creds: str | None) -> Options:
-    """What the options say."""
+def registry(insecure: bool, creds: str | None, option: str = "--creds") -> Options:
+    """What the options say; ``option`` is where ``creds`` is from."""
     from lamina.oci.registry import Credentials, Options
 
     if creds is None:
         return Options(insecure=insecure)
     user, colon, password = creds.partition(":")
     if not user:
-        raise click.UsageError("--creds takes USER[:PASSWORD]")
+        raise click.UsageError(f"{option} takes USER[:PASSWORD]")
     if not colon:
-        password = ask_password(user, "--creds USER:PASSWORD")
+        password = ask_password(user, f"{option} USER:PASSWORD")
     return Options(insecure=insecure, credentials=Credentials(user, password))
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lamina.errors import InvalidImage
 from lamina.oci import mediatypes, platform
 from lamina.oci.content import read_document, verified
 from lamina.oci.manifest import Index, Manifest, decode_manifest
+from lamina.progress import Progress
 
 if TYPE_CHECKING:
     from lamina.oci.content import Source, Target
     from lamina.oci.descriptor import Descriptor
     from lamina.oci.platform import Spec
+    from lamina.progress import ProgressCallback
 
 Report = Callable[["Descriptor"], None]
 """Told of each blob that was copied or was there."""
@@ -23,13 +26,15 @@ Report = Callable[["Descriptor"], None]
 def copy(
     source: Source,
     target: Target,
-    name: str | None,
+    name: str | Descriptor | None,
     to: str | None = None,
     *,
     wanted: Spec | None = None,
     every_platform: bool = False,
     jobs: int = 1,
     report: Report | None = None,
+    progress: ProgressCallback | None = None,
+    abort: Callable[[], None] = lambda: None,
 ) -> Descriptor:
     """Copy an image, or all images of an index.
 
@@ -39,13 +44,16 @@ def copy(
     Args:
         source: where the image is.
         target: where it goes; it is left open.
-        name: what the source calls it; None for the only one there.
+        name: what the source calls it, or what it resolved that to; None for the only one there.
         to: what the target is to call it; None for no name.
         wanted: which image of an index to copy, by default this machine's. An image that is in
             no index has to be for this platform, if one is given.
         every_platform: copy an index as it is, with all images and attestations in it.
         jobs: blobs copied at once; 1 for archives, whose order would not be the same each time.
         report: called after each blob, one thread at a time.
+        progress: called as bytes come, by one thread at a time.
+        abort: lets what waits for source or target in other threads wait no longer; called when
+            the work ends before its time.
 
     Returns:
         What the target's name now means: an index for ``every_platform``, if there was one.
@@ -56,8 +64,9 @@ def copy(
         BlobNotFound, DigestMismatch, InvalidImage: the source is damaged.
         RegistryError, OSError: it can't be read, or the target not be written.
     """
-    found = source.resolve(name)
-    work = _Copy(source, target, jobs, report)
+    found = source.resolve(name) if name is None or isinstance(name, str) else name
+    meter = _Meter(f"copying {source.description}", progress)
+    work = _Copy(source, target, jobs, report, meter, abort)
     document = work.document(found)
     if isinstance(document, Index) and not every_platform:
         found = select(source, document, wanted)
@@ -105,7 +114,17 @@ def check_platform(source: Source, manifest: Manifest, wanted: Spec) -> None:
 
 
 class _Copy:
-    def __init__(self, source: Source, target: Target, jobs: int, report: Report | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        jobs: int,
+        report: Report | None,
+        meter: _Meter,
+        abort: Callable[[], None],
+    ) -> None:
+        self._meter = meter
+        self._abort = abort
         self._source = source
         self._target = target
         self._jobs = jobs
@@ -143,6 +162,7 @@ class _Copy:
 
     def _blobs(self, descriptors: Iterable[Descriptor]) -> None:
         wanted = {d.digest: d for d in descriptors if d.digest not in self._copied}
+        self._meter.expect(sum(descriptor.size for descriptor in wanted.values()))
         for descriptor in self._each(list(wanted.values())):
             self._copied.add(descriptor.digest)
             if self._report is not None:
@@ -160,17 +180,57 @@ class _Copy:
             try:
                 for future in as_completed(futures):
                     yield future.result()
+            except BaseException:
+                self._abort()
+                raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _blob(self, descriptor: Descriptor) -> Descriptor:
-        if not self._target.has(descriptor):
-            with self._open(descriptor) as stream:
-                self._target.put(descriptor, stream, reopen=partial(self._open, descriptor))
+        if self._target.has(descriptor):
+            self._meter.add(descriptor.size)
+            return descriptor
+        with self._open(descriptor) as stream:
+            self._target.put(descriptor, stream, reopen=partial(self._open, descriptor))
         return descriptor
 
     def _open(self, descriptor: Descriptor) -> BinaryIO:
-        return verified(self._source.open(descriptor), descriptor)
+        metered = cast(BinaryIO, _Metered(self._source.open(descriptor), self._meter))
+        return verified(metered, descriptor)
+
+
+class _Meter:
+    """Bytes copied by several threads; how many there are shows as manifests are read."""
+
+    def __init__(self, what: str, progress: ProgressCallback | None) -> None:
+        self._what = what
+        self._progress = progress
+        self._done = self._total = 0
+        self._lock = threading.Lock()
+
+    def expect(self, count: int) -> None:
+        with self._lock:
+            self._total += count
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done = min(self._done + count, self._total)
+            if self._progress is not None:
+                self._progress(Progress(self._what, self._done, self._total, "bytes"))
+
+
+class _Metered:
+    """A stream that tells what is read of it."""
+
+    def __init__(self, stream: BinaryIO, meter: _Meter) -> None:
+        self._stream = stream
+        self._meter = meter
+        self.close = stream.close
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._meter.add(len(data))
+        return data
 
 
 def blobs_of(manifest: Manifest) -> list[Descriptor]:

@@ -22,6 +22,7 @@ from lamina.types import ChainId, DiffId, Digest, LayerId
 if TYPE_CHECKING:
     from lamina.oci import ImageConfig
     from lamina.oci.descriptor import Descriptor
+    from lamina.oci.showing import Shown
 
 _FORGET_LOCATIONS = """
 DELETE FROM locations WHERE digest IN (
@@ -111,6 +112,26 @@ class Image:
 
         with self._core.db.read() as tx:
             return known.manifests(tx, self.id)
+
+    def show_manifest(self) -> Shown:
+        """The newest of :attr:`manifests`; :class:`StoreError` if there is none."""
+        from lamina.oci.showing import Shown
+
+        for found in self.manifests:
+            return Shown(*found)
+        raise StoreError(
+            f"image {self.short_id} was made here and has no manifest yet: 'lamina push' or "
+            "'lamina save --format oci' makes one"
+        )
+
+    def show_config(self) -> Shown:
+        """The configuration, to the byte."""
+        from lamina.oci import mediatypes
+        from lamina.oci.descriptor import described
+        from lamina.oci.showing import Shown
+
+        data = self._core.blobs.read(self.id)
+        return Shown(described(data, mediatypes.OCI_CONFIG), data)
 
     @property
     def repo_digests(self) -> list[str]:

@@ -11,6 +11,7 @@ theirs.
 from lamina.oci.archives.docker import DockerArchive
 from lamina.oci.archives.members import Members
 from lamina.oci.archives.opening import PlainTar, open_archive
+from lamina.oci.archives.replacing import replaced
 from lamina.oci.archives.writing import DockerArchiveTarget, OciArchiveTarget
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "OciArchiveTarget",
     "PlainTar",
     "open_archive",
+    "replaced",
 ]

@@ -130,7 +130,7 @@ def save(
 @contextmanager
 def _target(target: AnyTarget, form: Form) -> Iterator[Target]:
     """A target; a file appears, complete, after the block, and is not there if it fails."""
-    from lamina.oci.archives import DockerArchiveTarget, OciArchiveTarget
+    from lamina.oci.archives import DockerArchiveTarget, OciArchiveTarget, replaced
     from lamina.oci.layout import LayoutDirectory
 
     kind = DockerArchiveTarget if form == "docker-archive" else OciArchiveTarget
@@ -139,7 +139,7 @@ def _target(target: AnyTarget, form: Form) -> Iterator[Target]:
             with closing(LayoutDirectory.create(target)) as layout:
                 yield layout
             return
-        with _replaced(Path(target)) as file:
+        with replaced(Path(target)) as file:
             archive = kind(file, str(target))
             yield archive
             archive.close()
@@ -149,22 +149,3 @@ def _target(target: AnyTarget, form: Form) -> Iterator[Target]:
         archive.close()
     else:
         yield target
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` after the block; what can't be replaced is written.
-
-    Such are devices and pipes.
-    """
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
-    staged = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
-    try:
-        with staged.open("xb") as file:
-            yield file
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)

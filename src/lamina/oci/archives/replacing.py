@@ -1,0 +1,28 @@
+"""Files that appear when they are complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` after the block; what can't be replaced is written.
+
+    Such are devices and pipes.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    staged = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
+    try:
+        with staged.open("xb") as file:
+            yield file
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
