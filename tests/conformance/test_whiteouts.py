@@ -48,6 +48,22 @@ def test_a_whiteout_reaches_through_several_layers(driver: Driver) -> None:
     assert shown(driver, top) == ["d", "d/b", "d/c"]
 
 
+def test_a_whiteout_below_what_is_no_directory_hides_nothing(driver: Driver) -> None:
+    """umoci writes them where a file or a link takes a directory's place."""
+    link = entry("e", tarfile.SYMTYPE, linkname="nowhere")
+    top = stack(
+        driver,
+        tar("d/", "d/a", "d/b/", "d/b/c", "e/", "e/a"),
+        tar(("d", b"file"), "d/.wh.a", "d/b/.wh.c", "d/.wh.b", link, "e/.wh.a"),
+    )
+    assert shown(driver, top) == ["d", "e"]
+    with driver.mounted(top) as root:
+        assert (root / "d").read_bytes() == b"file"
+        assert (root / "e").is_symlink()
+    changes = [str(c) for c in driver.changes(top, LayerId("layer0"))]
+    assert changes == ["C /d", "C /e"]
+
+
 def test_what_was_deleted_can_come_back(driver: Driver) -> None:
     top = stack(driver, tar(("a", b"1")), tar(".wh.a"), tar(("a", b"three")))
     with driver.mounted(top) as root:

@@ -31,6 +31,10 @@ Lowers = Sequence[Path] | Callable[[], Sequence[Path]]
 _LINK_SOURCE = b"="
 
 
+class _NoWay(InvalidArchive):
+    """Something of the layer that is no directory stands where a directory has to be."""
+
+
 class Layer:
     """The layer directory ``root_fd``, empty at first, over ``lowers`` (None: not known).
 
@@ -139,7 +143,7 @@ class Layer:
         status = self._live(parent, base)
         if status is not None:
             what = "a symbolic link to nowhere" if stat.S_ISLNK(status.st_mode) else "no directory"
-            raise InvalidArchive(f"its parent '{printable(path)}' is {what}")
+            raise _NoWay(f"its parent '{printable(path)}' is {what}")
         directory = self.make_directory(parent, base, path, 0o755)
         self._like_below(directory, path)
         return directory
@@ -195,12 +199,17 @@ class Layer:
 
     # -- what of the lower layers is hidden
 
-    def hide(self, parent: Directory, name: bytes) -> None:
-        """A whiteout of ``name``: hides what lower layers have, not what this one has.
+    def hide(self, head: bytes, name: bytes) -> None:
+        """A whiteout of ``name`` in the directory called ``head`` in the archive.
 
-        Where there is nothing to hide none is written, since it would be listed: overlayfs looks
-        for whiteouts only in directories that it merges.
+        It hides what lower layers have, not what this one has. Where there is nothing to hide
+        none is written, since it would be listed: overlayfs looks for whiteouts only in
+        directories that it merges.
         """
+        try:
+            parent = self.parent(head)
+        except _NoWay:
+            return  # umoci(1) writes them for what was in a directory that is a file now
         status = self._live(parent, name)
         if status is not None and not stat.S_ISDIR(status.st_mode):
             return
@@ -342,7 +351,7 @@ class Layer:
     def _hide_all_below(self) -> None:
         self._lowers.go(b"")
         for name in self._lowers.names():
-            self.hide(self.tree.root, name)
+            self.hide(b"", name)
 
     def _link_copy(self, path: bytes, name: bytes) -> None:
         if self._decided(path):

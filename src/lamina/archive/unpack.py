@@ -330,7 +330,7 @@ class _Unpacker:
         if mark is Mark.OPAQUE:
             self._layer.set_opaque(self._layer.parent(head))
         elif mark is Mark.WHITEOUT:
-            self._layer.hide(self._layer.parent(head), name)
+            self._layer.hide(head, name)
         return mark is not Mark.ENTRY
 
     def _aufs_link(self, entry: Entry, base: bytes) -> None:
