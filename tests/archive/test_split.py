@@ -221,6 +221,11 @@ def test_an_archive_without_end_mark(tmp_path: Path) -> None:
     round_trip(archive(file("a", b"x" * 512))[:1024], tmp_path)
 
 
+def test_an_archive_without_its_last_padding(tmp_path: Path) -> None:
+    """As ``umoci insert`` writes it."""
+    round_trip(archive(file("a", b"x" * 100))[: 512 + 100], tmp_path)
+
+
 def test_an_archive_of_nothing(tmp_path: Path) -> None:
     round_trip(bytes(10240), tmp_path)
 

@@ -148,17 +148,19 @@ class TarReader:
     def _finish_entry(self, entry: Entry) -> None:
         """Pass over what is left of the payload and the padding."""
         source = self._source
+        padding = -entry.stored_size % BLOCK
         if self._observer is None:
-            rest = self._remaining + -entry.stored_size % BLOCK
+            rest = self._remaining + padding
             if rest <= source.end - source.start:
                 source.start += rest
             else:
-                source.skip(rest)
+                source.skip(self._remaining)
+                source.skip_padding(padding)
         else:
             while self._remaining:
                 self._remaining -= len(source.payload(self._remaining))
             self._observer.end()
-            source.skip(-entry.stored_size % BLOCK)
+            source.skip_padding(padding)
         self._entry = self._name = None
 
     def _read_entry(self) -> Entry | None:
