@@ -13,6 +13,7 @@ GROUPS = {
     "container": "benchmarks.container",
     "changes": "benchmarks.changes",
     "run": "benchmarks.run",
+    "images": "benchmarks.images",
     "adopt": "benchmarks.adopt",
     "startup": "benchmarks.startup",
 }

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,15 @@ class Root:
         return f"{self.entries:,} entries, {size / 1e6:.0f} MB, gzip {_mb(self.gzip)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A gzipped layer of an image."""
+
+    path: Path
+    digest: str
+    diff_id: str
+
+
 def _mb(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.0f} MB"
 
@@ -46,16 +57,22 @@ def root() -> Root:
             subprocess.run(["gzip", "-6", "-n", "-c", tar], stdout=sink, check=True)
         part.rename(packed)
     names = subprocess.run(["tar", "-tf", tar], capture_output=True, check=True).stdout
-    return Root(tar, packed, names.count(b"\n"), _sha256(tar), _sha256(packed))
+    return Root(tar, packed, names.count(b"\n"), sha256(tar), sha256(packed))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def oci_layout(root: Root, target: Path, name: str = "root") -> Path:
     """An OCI image layout of the gzipped root, for umoci and containerd."""
+    return layout_of([Layer(root.gzip, root.digest, root.diff_id)], target, name)
+
+
+def layout_of(layers: Sequence[Layer], target: Path, name: str) -> Path:
+    """An OCI image layout of gzipped layers."""
     blobs = target / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -66,22 +83,25 @@ def oci_layout(root: Root, target: Path, name: str = "root") -> Path:
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
 
     prefix = "application/vnd.oci.image"
-    (blobs / root.digest.removeprefix("sha256:")).write_bytes(root.gzip.read_bytes())
-    layer = {
-        "mediaType": f"{prefix}.layer.v1.tar+gzip",
-        "digest": root.digest,
-        "size": root.gzip.stat().st_size,
-    }
+    for layer in layers:
+        shutil.copyfile(layer.path, blobs / layer.digest.removeprefix("sha256:"))
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [root.diff_id]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": f"{prefix}.manifest.v1+json",
         "config": add(config, f"{prefix}.config.v1+json"),
-        "layers": [layer],
+        "layers": [
+            {
+                "mediaType": f"{prefix}.layer.v1.tar+gzip",
+                "digest": layer.digest,
+                "size": layer.path.stat().st_size,
+            }
+            for layer in layers
+        ],
     }
     described = add(manifest, f"{prefix}.manifest.v1+json")
     described["annotations"] = {

@@ -18,6 +18,7 @@ from lamina.types import LayerId
 
 if TYPE_CHECKING:
     from lamina.drivers import Driver
+    from lamina.store import Store
 
 
 def _nothing() -> Callable[[], object]:
@@ -62,10 +63,62 @@ def _unpack_compressed(
     return work
 
 
+def _store(root: str, run: str) -> Store:
+    from lamina.store import Store
+
+    return Store(root, run=run, driver="overlay")
+
+
+def _load(root: str, run: str, path: str, name: str) -> Callable[[], object]:
+    """An image from an archive into a store."""
+
+    def work() -> None:
+        with _store(root, run) as store:
+            store.load(path, name=name)
+
+    return work
+
+
+def _pull(root: str, run: str, name: str) -> Callable[[], object]:
+    """An image from a registry into a store."""
+
+    def work() -> None:
+        with _store(root, run) as store:
+            store.pull(name)
+
+    return work
+
+
+def _save(root: str, run: str, name: str, target: str, level: str) -> Callable[[], object]:
+    """An image from a store into an OCI archive."""
+    from lamina.store import Packing
+
+    def work() -> None:
+        with _store(root, run) as store:
+            packing = Packing("gzip", int(level))
+            store.save([name], target, format="oci-archive", packing=packing)
+
+    return work
+
+
+def _check(root: str, run: str, name: str, proof: str) -> Callable[[], object]:
+    """See that an image, mounted, has a file."""
+
+    def work() -> None:
+        with _store(root, run) as store, store.container(name) as box:
+            assert (box.root / proof).is_file()
+
+    return work
+
+
 WORK: dict[str, Callable[..., Callable[[], object]]] = {
     "nothing": _nothing,
     "unpack": _unpack,
     "unpack-compressed": _unpack_compressed,
+    "load": _load,
+    "pull": _pull,
+    "save": _save,
+    "check": _check,
 }
 
 
