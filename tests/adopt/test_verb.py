@@ -105,6 +105,25 @@ def test_rewriting_and_deleting(docker_root: Path, cli: Cli) -> None:
     assert os.listdir(docker_root / "image") == ["overlay2"]
 
 
+@pytest.mark.parametrize("args", [("images",), ("prune",), ("check", "--repair")])
+def test_a_docker_root_is_no_place_for_a_store(
+    docker_root: Path, cli: Cli, args: tuple[str, ...]
+) -> None:
+    before = trees.tree(docker_root)
+    _, err = cli("--root", docker_root, *args, status=1)
+    assert "is a Docker root" in err
+    assert f"'lamina adopt {docker_root}' takes over" in err
+    assert trees.tree(docker_root) == before
+
+
+@pytest.mark.parametrize("place", [".", "aufs/store", ".."])
+def test_store_and_docker_root_lie_apart(docker_root: Path, cli: Cli, place: str) -> None:
+    before = trees.fingerprint(docker_root.parent)
+    _, err = cli("--root", docker_root / place, "adopt", docker_root, "--bring", status=1)
+    assert "must lie apart" in err
+    assert trees.fingerprint(docker_root.parent) == before
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -15,7 +15,7 @@ from lamina.store.layers import Layer, Layers, chain
 from lamina.store.removal import discard, discard_blob
 from lamina.types import Digest, LayerId
 
-Kind = Literal["database", "layer", "image", "blob", "tar-split"]
+Kind = Literal["database", "driver", "layer", "image", "blob", "tar-split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,9 @@ def _read(layers: Layers, layer: Layer) -> None:
 
 
 def _check_orphans(core: Core, repair: bool) -> Iterator[Problem]:
+    for name in _homes(core):
+        if core.is_foreign(name):
+            yield Problem("driver", name, "its home has layers that this store did not make")
     for id, driver in _orphans(core):
         yield Problem("layer", id, f"kept by driver {driver}, but not in the tables", repair)
     if repair:
@@ -136,15 +139,21 @@ def _known(core: Core) -> set[LayerId]:
     return {LayerId(row[0]) for row in rows}
 
 
+def _homes(core: Core) -> list[str]:
+    """Drivers that have, or that someone else has, something in this store's root."""
+    return [name for name in registry.names() if (core.root / name).is_dir()]
+
+
 def _orphans(core: Core) -> list[tuple[LayerId, str]]:
     """Layers on disk that the tables do not know, the upper ones first.
 
     The disk is looked at before the tables: a layer is in the tables before it is on disk.
+    Layers in a home that this store did not begin are none of its.
     """
     held = [
         (id, name)
-        for name in registry.names()
-        if (core.root / name).is_dir()
+        for name in _homes(core)
+        if not core.is_foreign(name)
         for id in core.driver_named(name).ids()
     ]
     known = _known(core)

@@ -69,15 +69,50 @@ class Core:
         return self.driver_named(self.driver_name)
 
     def driver_named(self, name: str) -> Driver:
-        """One of the drivers that keep layers in this store; a root may have several."""
+        """One of the drivers that keep layers in this store; a root may have several.
+
+        Raises :class:`StoreError` where others keep theirs in its place.
+        """
         with self._mutex:
             driver = self._drivers.get(name)
             if driver is None:
+                if not self._claim(name):
+                    raise StoreError(
+                        f"{self.root / name} has layers that this store did not make "
+                        "(did Docker, or was the store's database lost?): they are left alone; "
+                        "move them away, or use another driver"
+                    )
                 options = self._options if name == self._wanted else {}
                 make: Callable[..., Driver] = registry.driver_class(name)
                 driver = make(self.root / name, self.run / name, options=options)
                 self._drivers[name] = driver
             return driver
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether the driver's home has layers that this store did not make."""
+        with self._mutex:
+            return name not in self._drivers and not self._claim(name)
+
+    def _claim(self, name: str) -> bool:
+        """Note that a driver's home is this store's; false if it has layers of someone else's.
+
+        The disk is looked at first: whoever makes a layer there has noted it before.
+        """
+        empty = _is_empty(self.root / name / "layers")
+        key = (f"home {name}",)
+        with self.db.read() as tx:
+            if tx.value("SELECT 1 FROM settings WHERE key = ?", key):
+                return True
+            used = tx.value(
+                "SELECT EXISTS (SELECT 1 FROM layers WHERE driver = ?1)"
+                " OR EXISTS (SELECT 1 FROM pending WHERE driver = ?1)",
+                (name,),
+            )
+        if not empty and not used:
+            return False
+        with self.db.write() as tx:
+            tx.run("INSERT OR IGNORE INTO settings VALUES (?, 'begun')", key)
+        return True
 
     def require_driver(self, name: str, what: str) -> None:
         """Raise :class:`StoreError` unless ``name`` is the driver for new layers."""
@@ -118,3 +153,11 @@ class Core:
                 log.warning("a mount stays: %s", error)
         self.leases.close()
         self.db.close()
+
+
+def _is_empty(directory: Path) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    except (FileNotFoundError, NotADirectoryError):
+        return True

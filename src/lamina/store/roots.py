@@ -41,9 +41,14 @@ def prepare(root: Path, run: Path) -> None:
 
     Raises:
         PermissionRequired: they belong to another user.
-        StoreError: they can't be made for another reason (a read-only file system, a file in
-            the way).
+        StoreError: the root is Docker's, or they can't be made for another reason (a read-only
+            file system, a file in the way).
     """
+    if is_docker_root(root):
+        raise StoreError(
+            f"{root} is a Docker root and no store of Lamina's: 'lamina adopt {root}' takes over "
+            "what is in it; --root is for a directory of Lamina's own"
+        )
     for path in (root, run):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,6 +62,23 @@ def prepare(root: Path, run: Path) -> None:
             raise _forbidden(path)
     for name in ("staging", "tar-split"):
         (root / name).mkdir(mode=0o700, exist_ok=True)
+
+
+def is_docker_root(path: Path) -> bool:
+    """Whether Docker keeps images or containers there, of whichever storage driver.
+
+    A store in the same directory would take Docker's layers for leftovers of its own.
+    """
+    return _has(path / "image", "layerdb") or _has(path / "containers", "config.v2.json")
+
+
+def _has(directory: Path, name: str) -> bool:
+    """Whether an entry of a directory has an entry of this name."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(os.path.lexists(f"{entry.path}/{name}") for entry in entries)
+    except OSError:
+        return False
 
 
 def _forbidden(path: Path) -> PermissionRequired:

@@ -71,6 +71,7 @@ def command(
     if delete_source and mode == "in-place" and not target:
         return _delete(session, docker_root, dry_run=dry_run)
     from lamina.store.adopt import DockerSource, Way
+    from lamina.store.roots import default_root
 
     with DockerSource(docker_root, alone=mode == "in-place" and not dry_run) as source:
         if mode is None:
@@ -80,6 +81,7 @@ def command(
         if mode == "in-place":
             return _rewrite(session, source, dry_run=dry_run, verify=not (no_verify or check),
                             delete=delete_source)  # fmt: skip
+        source.check_apart(session.settings.root or default_root())
         way = Way.IN_PLACE if mode == "read-only" else Way.COPY if copy else Way.LINK
         with session.store(progress=True) as store:
             plan = store.adopt(source, names, way=way, verify=not (no_verify or check))

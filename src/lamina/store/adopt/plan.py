@@ -58,6 +58,7 @@ class Adoption:
     Raises:
         InvalidName: nothing in the source is called that.
         OptionUnsupported: in place is for driver aufs only.
+        StoreError: the store lies in the source, or the source in the store.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Adoption:
         way: Way = Way.LINK,
         verify: bool = True,
     ) -> None:
+        source.check_apart(core.root)
         if way is Way.IN_PLACE and core.driver_name != "aufs":
             raise OptionUnsupported(
                 f"driver {core.driver_name} can't read AUFS layers in place: use --driver aufs"

@@ -69,6 +69,15 @@ class DockerSource:
     ) -> None:
         self.close()
 
+    def check_apart(self, root: str | os.PathLike[str]) -> None:
+        """Raise :class:`StoreError` where a store's root is this one, lies in it, or holds it."""
+        store = Path(os.path.realpath(root))
+        if self.path in (store, *store.parents) or store in self.path.parents:
+            raise StoreError(
+                f"the store {store} and the Docker root {self.path} must lie apart: "
+                "choose another place for the store (--root)"
+            )
+
     @property
     def faults(self) -> list[Fault]:
         """What is missing or damaged, as far as that is seen without reading the layers' files."""
