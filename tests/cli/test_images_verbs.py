@@ -499,3 +499,50 @@ class TestCopyAndManifest:
             _, said = process.communicate(timeout=20)
             assert (process.returncode, said) == (130, "lamina: interrupted\n")
             cli("copy", name, f"oci:{tmp_path}/l:1")
+
+
+class TestConfig:
+    def test_docker_reads_what_was_set(self, cli: Cli, image: str, tmp_path: Path) -> None:
+        id = cli(
+            "config", image, "box:2", "--entrypoint", '["/bin/x", "a"]', "--cmd", "echo  $A",
+            "-e", "A=b c=d", "--env", "B=", "-l", "org.x=y", "-w", "/srv", "-u", "ann:staff",
+            "--stop-signal", "SIGINT", "--volume", "/v", "--expose", "80", "--expose", "53/udp",
+            "-c", "ENV C=3", "-a", "me", "-m", "why",
+        ).strip()  # fmt: skip
+        assert cli.json("inspect", "box:2")[0]["id"] == id
+        cli("save", "box:2", "-o", tmp_path / "out.tar")
+        with daemons.dockerd(tmp_path / "docker") as docker:
+            docker("load", "-i", tmp_path / "out.tar")
+            (found,) = docker.inspect("box:2")
+            history = docker("history", "--no-trunc", "box:2").splitlines()
+        config = found["Config"]
+        assert found["Author"] == "me"
+        assert config["Entrypoint"] == ["/bin/x", "a"]
+        assert config["Cmd"] == ["/bin/sh", "-c", "echo  $A"]
+        assert config["Env"] == ["A=b c=d", "B=", "C=3"]
+        assert config["Labels"] == {"org.x": "y"}
+        assert (config["WorkingDir"], config["User"]) == ("/srv", "ann:staff")
+        assert config["StopSignal"] == "SIGINT"
+        assert config["Volumes"] == {"/v": {}}
+        assert config["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
+        assert "lamina config --entrypoint" in history[1]
+        assert history[1].split()[-1] == "why"
+
+    def test_what_is_cleared_is_gone_and_the_image_stays(self, cli: Cli, image: str) -> None:
+        first = cli("config", image, "-e", "A=1", "-l", "x=y", "--cmd", '["a"]').strip()
+        cli("config", first, image, "--clear", "env", "--clear", "label", "-e", "B=2")
+        config = cli.json("inspect", image)[0]["config"]["config"]
+        assert (config["Env"], config["Cmd"], config.get("Labels")) == (["B=2"], ["a"], None)
+        assert cli.json("inspect", first)[0]["config"]["config"]["Env"] == ["A=1"]
+        assert json.loads(cli("config", image)) == cli.json("inspect", image)[0]["config"]
+
+    def test_what_can_not_be_is_refused(self, cli: Cli, image: str) -> None:
+        for wrong, said in (
+            (["new"], "'lamina tag'"),
+            (["new", "-e", "x"], "--env takes KEY=VALUE"),
+            (["new", "--cmd", "[1"], "--cmd: not a JSON list"),
+            (["new", "--clear", "nothing"], "'nothing' is not one of"),
+        ):
+            assert said in cli.fails("config", image, *wrong, status=2)
+        assert "lower case" in cli.fails("config", image, "NEW", "-u", "x")
+        assert [i["names"] for i in cli.json("images")] == [[image]]

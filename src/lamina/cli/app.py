@@ -47,6 +47,7 @@ VERBS = {
     "images": Verb("Images", "List images"),
     "bundle": Verb("Images", "Write an OCI runtime bundle of an image"),
     "adopt": Verb("Images", "Take over images and containers that Docker left on AUFS"),
+    "config": Verb("Images", "Show how an image is run, or make one that is run otherwise"),
     "tag": Verb("Images", "Give an image another name"),
     "rmi": Verb("Images", "Remove images"),
     "copy": Verb("Registries", "Copy an image from one place to another, byte for byte"),

@@ -27,32 +27,37 @@ def changed(config: ImageConfig | None, instructions: Iterable[str]) -> RunConfi
     from lamina.oci import RunConfig
 
     run = (config.copy().config if config is not None else None) or RunConfig()
-    for text in instructions:
-        word, _, rest = text.strip().partition(" ")
-        apply = _INSTRUCTIONS.get(word.upper())
-        if apply is None or not rest.strip():
-            known = ", ".join(_INSTRUCTIONS)
-            raise click.UsageError(f"--change takes one of {known} and its words, not '{text}'")
-        apply(run, rest.strip())
+    apply(run, instructions)
     return run
 
 
-def _command(text: str) -> list[str]:
-    """A list in JSON, or a line for the shell."""
+def apply(run: RunConfig, instructions: Iterable[str]) -> None:
+    """Change ``run`` as the instructions say."""
+    for text in instructions:
+        word, _, rest = text.strip().partition(" ")
+        change = _INSTRUCTIONS.get(word.upper())
+        if change is None or not rest.strip():
+            known = ", ".join(_INSTRUCTIONS)
+            raise click.UsageError(f"--change takes one of {known} and its words, not '{text}'")
+        change(run, rest.strip())
+
+
+def command_words(text: str, option: str = "--change") -> list[str]:
+    """A list in JSON, or a line for the shell; ``option`` is where it is from."""
     if text.startswith("["):
         try:
             words = json.loads(text)
         except ValueError:
             words = None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise click.UsageError(f"--change: not a JSON list of strings: {text}")
+            raise click.UsageError(f"{option}: not a JSON list of strings: {text}")
         return words
     return ["/bin/sh", "-c", text]
 
 
 def _words(text: str) -> list[str]:
     if text.startswith("["):
-        return _command(text)
+        return command_words(text)
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -75,21 +80,20 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _cmd(run: RunConfig, text: str) -> None:
-    run.cmd = _command(text)
+    run.cmd = command_words(text)
 
 
 def _entrypoint(run: RunConfig, text: str) -> None:
-    run.entrypoint = _command(text)
+    run.entrypoint = command_words(text)
 
 
 def _env(run: RunConfig, text: str) -> None:
     for name, value in _pairs(text).items():
-        others = [item for item in run.env or () if item.partition("=")[0] != name]
-        run.env = [*others, f"{name}={value}"]
+        run.set_env(name, value)
 
 
 def _label(run: RunConfig, text: str) -> None:
-    run.labels = {**(run.labels or {}), **_pairs(text)}
+    run.set_labels(_pairs(text))
 
 
 def _user(run: RunConfig, text: str) -> None:
@@ -97,16 +101,15 @@ def _user(run: RunConfig, text: str) -> None:
 
 
 def _workdir(run: RunConfig, text: str) -> None:
-    run.working_dir = text if text.startswith("/") else f"{run.working_dir.rstrip('/')}/{text}"
+    run.set_working_dir(text)
 
 
 def _expose(run: RunConfig, text: str) -> None:
-    ports = [port if "/" in port else f"{port}/tcp" for port in _words(text)]
-    run.exposed_ports = {**(run.exposed_ports or {}), **{port: {} for port in ports}}
+    run.add_ports(_words(text))
 
 
 def _volume(run: RunConfig, text: str) -> None:
-    run.volumes = {**(run.volumes or {}), **{path: {} for path in _words(text)}}
+    run.add_volumes(_words(text))
 
 
 def _stop_signal(run: RunConfig, text: str) -> None:

@@ -6,6 +6,7 @@ Reading and writing loses nothing (:mod:`lamina.oci.document`).
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -27,6 +28,29 @@ class RunConfig(Document, rename="pascal"):
     exposed_ports: dict[str, dict[str, Any]] | None = None
     volumes: dict[str, dict[str, Any]] | None = None
     stop_signal: str = ""
+
+    def set_env(self, name: str, value: str) -> None:
+        """Give a variable a value, the only one it has."""
+        others = [item for item in self.env or () if item.partition("=")[0] != name]
+        self.env = [*others, f"{name}={value}"]
+
+    def set_labels(self, labels: Mapping[str, str]) -> None:
+        """Set these labels, beside those that are there."""
+        self.labels = {**(self.labels or {}), **labels}
+
+    def add_ports(self, ports: Iterable[str]) -> None:
+        """Expose ports beside those that are: ``53/udp``; ``80`` is ``80/tcp``."""
+        full = (port if "/" in port else f"{port}/tcp" for port in ports)
+        self.exposed_ports = {**(self.exposed_ports or {}), **{port: {} for port in full}}
+
+    def add_volumes(self, paths: Iterable[str]) -> None:
+        """Let these paths be volumes, beside those that are."""
+        self.volumes = {**(self.volumes or {}), **{path: {} for path in paths}}
+
+    def set_working_dir(self, path: str) -> None:
+        """Set the directory; a relative path goes on from the one that is set."""
+        absolute = path.startswith("/")
+        self.working_dir = path if absolute else f"{self.working_dir.rstrip('/')}/{path}"
 
 
 class RootFs(Document):

@@ -363,6 +363,39 @@ class Store:
         first, last = (place + count if place < 0 else place for place in (first, last))
         return committing.squash(self._core, image, first, last, name)
 
+    def configure(
+        self,
+        image: Image,
+        name: str | None = None,
+        *,
+        config: RunConfig | None = None,
+        author: str | None = None,
+        message: str = "",
+        created_by: str = "",
+        keep_history: bool = True,
+    ) -> Image:
+        """An image of the same layers as ``image`` that is run as ``config`` says.
+
+        Its history gets a step without a layer, ``created_by`` with ``message``. ``author`` None
+        leaves the author, an empty one is none. Without ``keep_history`` what was before is
+        forgotten. It is made now, or when ``SOURCE_DATE_EPOCH`` says.
+
+        Raises:
+            InvalidName: ``name`` is not an image name.
+            LayerNotFound: the image was removed meanwhile.
+        """
+        from lamina.store import configuring
+
+        return configuring.configure(
+            self._core,
+            image,
+            name,
+            config=config,
+            author=author,
+            step=(created_by or None, message or None),
+            keep_history=keep_history,
+        )
+
     def work(self) -> Work:
         """A context in which layers can be registered before an image refers to them."""
         return Work(self._core)

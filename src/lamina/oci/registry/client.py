@@ -278,9 +278,12 @@ class Client:
 
     def _login_wanted(self, error: Unauthorized) -> Unauthorized:
         """The error with what to do about it, if that is a login."""
-        if error.status == 403 or self.options.credentials is not None:
+        if error.status == 403:
             return error
-        hint = f"'lamina login {self.registry}' makes a login"
+        if self.options.credentials is None:
+            hint = f"'lamina login {self.registry}' makes a login"
+        else:
+            hint = "the user and the password that were given are refused"
         return Unauthorized(f"{error} ({hint})", status=error.status, code=error.code)
 
     def _unreachable(
