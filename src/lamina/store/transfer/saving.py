@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -20,7 +20,7 @@ from lamina.store.images import Image
 from lamina.store.layers import Layer, Layers
 from lamina.store.transfer import known
 from lamina.store.transfer.making import Packing, made, plain
-from lamina.store.transfer.stopping import Stop, Stopped, Watched
+from lamina.store.transfer.stopping import Stop, Watched, results
 from lamina.types import DiffId
 
 if TYPE_CHECKING:
@@ -102,28 +102,17 @@ class Saving:
         total = sum(layer.tar_size or 0 for layer in layers)
         with ThreadPoolExecutor(max(1, min(self._jobs, len(layers))), "lamina-send") as pool:
             futures = [pool.submit(self._send_layer, layer) for layer in layers]
-            try:
-                pending: set[Future[known.LayerBlob]] = set(futures)
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                    if self._progress is not None:
-                        self._progress(Progress(what, min(self._done, total), total, "bytes"))
-                    if any(future.exception() for future in done):
-                        break
-            except BaseException:
-                self._end(pool)
-                raise
-            errors = [future.exception() for future in futures if future.done()]
-            failed = [error for error in errors if error is not None]
-            if failed:
-                self._end(pool)
-                raise next((e for e in failed if not isinstance(e, Stopped)), failed[0])
-        return [future.result() for future in futures]
 
-    def _end(self, pool: ThreadPoolExecutor) -> None:
-        self._stop.set()
-        self._abort()
-        pool.shutdown(wait=False, cancel_futures=True)
+            def report() -> None:
+                if self._progress is not None:
+                    self._progress(Progress(what, min(self._done, total), total, "bytes"))
+
+            def end() -> None:
+                self._stop.set()
+                self._abort()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+            return results(futures, report=report, end=end)
 
     def _send_layer(self, layer: Layer) -> known.LayerBlob:
         blob = self._choose(layer)

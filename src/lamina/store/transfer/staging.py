@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from lamina.store.core import Core
 from lamina.store.splits import recording
 from lamina.store.transfer.downloads import Download, Downloads
 from lamina.store.transfer.resolving import Part
-from lamina.store.transfer.stopping import Stop, Stopped, Watched
+from lamina.store.transfer.stopping import Stop, Watched, results
 from lamina.types import Digest, LayerId
 
 log = Log(__name__)
@@ -95,36 +95,18 @@ class Stager:
             ThreadPoolExecutor(DOWNLOADS, "lamina-fetch") as fetchers,
             ThreadPoolExecutor(max(workers, 1), "lamina-unpack") as unpackers,
         ):
-            try:
-                # From the bottom: whoever waits for a lower layer knows that it is under way.
-                for number in range(len(self._parts)):
-                    blob = self._blob(number, fetchers)
-                    self._arrivals.append(unpackers.submit(self._unpack, number, blob))
-                pending: set[Future[Arrival]] = set(self._arrivals)
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                    self._meter.report()
-                    if any(future.exception() for future in done):
-                        break
-                return self._results()
-            except BaseException:
+            # From the bottom: whoever waits for a lower layer knows that it is under way.
+            for number in range(len(self._parts)):
+                blob = self._blob(number, fetchers)
+                self._arrivals.append(unpackers.submit(self._unpack, number, blob))
+
+            def end() -> None:
                 self._stop.set()
                 self._abort()
                 fetchers.shutdown(wait=False, cancel_futures=True)
                 unpackers.shutdown(wait=False, cancel_futures=True)
-                raise
 
-    def _results(self) -> list[Arrival]:
-        """What came of all of them; the first error that is one of its own."""
-        self._raise_first()
-        return [future.result() for future in self._arrivals]
-
-    def _raise_first(self) -> None:
-        errors = [future.exception() for future in self._arrivals if future.done()]
-        found = [error for error in errors if error is not None]
-        real = [error for error in found if not isinstance(error, Stopped)]
-        if found:
-            raise (real or found)[0]
+            return results(self._arrivals, report=self._meter.report, end=end)
 
     # -- one layer
 

@@ -6,14 +6,20 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from lamina.kernel.lock import try_lock, unlock
 
+T = TypeVar("T")
+
 _PAUSE = 0.05
 """Seconds between two looks at a lock."""
+
+_STEP = 0.2
+"""Seconds between two reports."""
 
 
 class Stopped(Exception):
@@ -34,6 +40,30 @@ class Stop:
         """Raise :class:`Stopped` if the work is to end."""
         if self._event.is_set():
             raise Stopped
+
+
+def results(
+    futures: Sequence[Future[T]], *, report: Callable[[], None], end: Callable[[], None]
+) -> list[T]:
+    """What came of all futures, in order; ``report`` is called now and then meanwhile.
+
+    When one fails, or ``report`` raises, or a signal comes, ``end`` is called, which is to end the
+    others, and the error is raised: of several, one that is not :class:`Stopped`.
+    """
+    pending = set(futures)
+    try:
+        while pending:
+            done, pending = wait(pending, timeout=_STEP, return_when=FIRST_EXCEPTION)
+            report()
+            if any(future.exception() for future in done):
+                break
+        errors = [error for f in futures if f.done() and (error := f.exception()) is not None]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+    except BaseException:
+        end()
+        raise
+    return [future.result() for future in futures]
 
 
 @contextmanager
