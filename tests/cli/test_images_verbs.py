@@ -23,8 +23,8 @@ from tests import daemons
 from tests.cli.conftest import Cli
 from tests.oci import peers
 from tests.oci.images import Made, index, make, put, tar
-from tests.registries import PASSWORD, USER, Registry
-from tests.servers import Faulty, stall
+from tests.registries import PASSWORD, USER, Authority, Registry
+from tests.servers import Faulty, Handler, relay, stall
 
 pytestmark = pytest.mark.root
 
@@ -339,6 +339,45 @@ class TestPullAndPush:
         digest = f"{host}/x@sha256:{'0' * 64}"
         assert "can't be pushed to a digest" in cli.fails("push", box, digest)
         assert cli.fails("pull", "--creds", ":x", "a", status=2).startswith("pull: --creds takes")
+
+    def test_tls_is_asked_for_unless_told_otherwise(
+        self, cli: Cli, box: str, plain_registry: Registry, tls_registry: Registry,
+        authority: Authority, repository_name: str,
+    ) -> None:  # fmt: skip
+        trusted = Path(cli.env["XDG_CONFIG_HOME"], "containers/certs.d")
+        name = f"{tls_registry.host}/{repository_name}:1"
+        said = cli.fails("push", box, name)
+        assert "certificate" in said
+        assert f"/certs.d/{tls_registry.host}" in said
+        cli("push", "--insecure", box, name)
+        for registry in (plain_registry, tls_registry):
+            (trusted / registry.host).mkdir(parents=True)
+            (trusted / registry.host / "ca.crt").write_bytes(authority.ca.read_bytes())
+        cli("pull", name)
+        plain = f"{plain_registry.host}/{repository_name}:1"
+        assert "it does not speak TLS (--insecure:" in cli.fails("push", box, plain)
+        cli("push", "--insecure", box, plain)
+
+    def test_progress_is_drawn_on_a_terminal_alone(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = make({"a": os.urandom(1 << 20)}, {"b": os.urandom(1 << 20)})
+        publish(plain_registry, repository_name, made, "1")
+        with Faulty(plain_registry.host) as proxy, proxy.running():
+
+            def late(handler: Handler) -> None:
+                time.sleep(1.5)
+                relay(handler)
+
+            name = f"{proxy.host}/{repository_name}:1"
+            for args, drawn in ((["pull", name], True), (["pull", "-q", name], False)):
+                proxy.fault(f"GET .*{made.blobs[-1][0].digest}", late, 1)
+                status, shown = on_a_terminal(cli, *args)
+                assert status == 0, shown
+                assert ("pulling 127" in shown) == drawn
+                assert ("1.1 MB of 2.1 MB" in shown) == drawn
+                assert shown.rstrip().endswith(name)
+                cli("rmi", name)
 
 
 class TestLogins:

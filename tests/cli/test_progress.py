@@ -44,3 +44,13 @@ def test_the_time_left_is_shown_as_far_as_it_can_be_believed(
     seconds: float | None, shown: str
 ) -> None:
     assert progress._left(seconds) == shown
+
+
+def test_a_long_text_keeps_its_ends() -> None:
+    text = "pulling registry.example:5000/a/very/long/name:12"
+    assert progress._short(text, 100) == text
+    short = progress._short(text, 30)
+    assert len(short) == 30
+    assert short.startswith("pulling regis")
+    assert short.endswith("name:12")
+    assert len(progress._short(text, 3)) == 16

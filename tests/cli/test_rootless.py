@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.registries import PASSWORD, USER, Registry
 from tests.users import User
 
 pytestmark = pytest.mark.root
@@ -70,6 +71,30 @@ def test_mounting_is_for_within_unshare(user: User) -> None:
     assert lamina(user, "unshare", "sh", "-c", "exit 5").returncode == 5
     assert lamina(user, "unshare", "no-such-command").returncode == 127
     ok(user, "run", "--rm", "small", "true")
+
+
+def test_an_ordinary_user_moves_images(
+    user: User, basic_registry: Registry, repository_name: str
+) -> None:
+    name = f"{basic_registry.host}/{repository_name}:1"
+    ok(user, "import", "small.tar", "small")
+    id = ok(user, "config", "small", name, "--cmd", '["id", "-u"]')
+    hint = f"('lamina login {basic_registry.host}' makes a login)\n"
+    assert lamina(user, "push", name).stderr.decode().endswith(hint)
+    ok(user, "login", "-u", USER, "-p", PASSWORD, basic_registry.host)
+    kept = user.home / ".docker/config.json"
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (user.uid, 0o600)
+    ok(user, "push", name)
+    ok(user, "rmi", name)
+    assert "Downloaded newer image" in ok(user, "pull", name)
+    ok(user, "save", name, "--format", "oci", "-o", "layout")
+    ok(user, "copy", name, "oci-archive:copy.tar:copied:1")
+    ok(user, "rmi", name)
+    assert ok(user, "load", "-i", "copy.tar") == "Loaded image: copied:1\n"
+    assert ok(user, "load", "-i", "layout", "--name", "again") == "Loaded image: again:latest\n"
+    assert ok(user, "images", "-q", "--no-trunc", "again") == id
+    assert ok(user, "run", "--rm", "again") == "0\n"
+    assert (user.home / "copy.tar").stat().st_uid == user.uid
 
 
 def test_a_directory_of_someone_else_is_told_with_what_to_do(user: User) -> None:

@@ -16,6 +16,9 @@ _PATIENCE = 0.4
 """Seconds of work that are not worth a bar, nor the import of what draws it."""
 
 _DAY = 24 * 3600
+_BAR = 20
+_NUMBERS = 46
+"""Columns of a terminal that amount, rate and time take, with what is between them."""
 
 
 class Bars:
@@ -49,7 +52,8 @@ class Bars:
             self._display.start()
         task = self._tasks.get(progress.what)
         if task is None:
-            task = self._display.add_task(progress.what, total=progress.total, unit=progress.unit)
+            what = _short(progress.what, self._display.console.width - _NUMBERS - _BAR)
+            task = self._display.add_task(what, total=progress.total, unit=progress.unit)
             self._tasks[progress.what] = task
         self._display.update(task, completed=progress.done, total=progress.total)
 
@@ -59,6 +63,7 @@ def _display() -> Display:
     from rich import progress as rich_progress
     from rich.console import Console
     from rich.filesize import decimal
+    from rich.table import Column
     from rich.text import Text
 
     def shown(task: rich_progress.Task, count: float) -> str:
@@ -84,14 +89,23 @@ def _display() -> Display:
             return Text(_left(task.time_remaining))
 
     return rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        Amount(),
-        Rate(),
-        Left(),
+        rich_progress.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        rich_progress.BarColumn(_BAR),
+        Amount(Column(no_wrap=True)),
+        Rate(Column(no_wrap=True)),
+        Left(Column(no_wrap=True)),
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def _short(text: str, width: int) -> str:
+    """``text`` in so many columns, but at least 16, with its beginning and its end."""
+    width = max(width, 16)
+    if len(text) <= width:
+        return text
+    end = (width - 3) // 2
+    return f"{text[: width - 3 - end]}...{text[-end:]}"
 
 
 def _left(seconds: float | None) -> str:

@@ -291,6 +291,8 @@ class Client:
     ) -> tuple[RegistryError, bool]:
         """The error of a connection that was not made or broke, and whether it may yet be."""
         why = _ERRNO.sub("", str(error)) or type(error).__name__
+        if "WRONG_VERSION_NUMBER" in why:  # what OpenSSL makes of an answer in plain HTTP
+            why = "it does not speak TLS (--insecure: plain HTTP is spoken then)"
         if isinstance(error, httpx.TimeoutException):
             why = "no answer in time" if isinstance(error, httpx.ReadTimeout) else "timed out"
         if unverified(error):
