@@ -214,11 +214,12 @@ class Store:
         save``, ``podman save``, ``skopeo copy`` or ``ctr export`` writes, compressed or not; or
         any :class:`lamina.oci.content.Source`.
 
-        They get the names that they have there, or, if it is one image, ``name`` alone. Of an
-        image for several platforms the one for ``platform`` (``linux/arm64``; by default this
-        machine's) is taken. ``keep_blobs`` keeps the layers' blobs too, so that the image goes out
-        again with the same digests; they take room beside the layers. ``loaded`` is called with
-        each image that is there now, and the names it got.
+        They get the names that they have there, or, if it is one image, ``name`` alone; what is
+        ``wanted`` by a digest, or by a tag that only its layout knows, has none. Of an image for
+        several platforms the one for ``platform`` (``linux/arm64``; by default this machine's) is
+        taken. ``keep_blobs`` keeps the layers' blobs too, so that the image goes out again with
+        the same digests; they take room beside the layers. ``loaded`` is called
+        with each image that is there now, and the names it got.
 
         Raises:
             InvalidImage, InvalidArchive, DigestMismatch: something is not what it should be.

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import InvalidArchive, InvalidImage
+from lamina.errors import ImageNotFound, InvalidArchive, InvalidImage
 from lamina.oci.layout import LayoutDirectory
 from lamina.store import Packing, Store
 from lamina.store.transfer.moving import Form
-from tests.oci.images import make, put, tar
+from tests.oci.images import made_diff_ids, make, put, tar
 
 LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/a": b"a" * 5000})
 FORMS: tuple[Form, ...] = ("docker-archive", "oci-archive", "oci")
@@ -87,6 +87,22 @@ def test_several_images_are_saved_and_one_is_chosen(full: Store, tmp_path: Path)
     assert image.names == ["box:2"]
     full.load(tmp_path / "all.tar")
     assert full.image("box:1") == full.image("third")
+
+
+def test_one_of_several_is_chosen_by_the_layout_s_tag_or_a_digest(
+    store: Store, tmp_path: Path
+) -> None:
+    """umoci and skopeo give images such tags, which are no names outside."""
+    one, two = make(*LAYERS), make({"two": b"2"})
+    with closing(LayoutDirectory.create(tmp_path / "made")) as layout:
+        put(layout, one, "1.0")
+        put(layout, two, "2.0")
+    (image,) = store.load(tmp_path / "made", ["2.0"])
+    assert (image.diff_ids, image.names) == (made_diff_ids(two), [])
+    (image,) = store.load(tmp_path / "made", [one.top.digest], name="one")
+    assert (image.diff_ids, image.names) == (made_diff_ids(one), ["one:latest"])
+    with pytest.raises(ImageNotFound, match=r"has 1\.0, 2\.0"):
+        store.load(tmp_path / "made", ["3.0"])
 
 
 def test_a_failed_save_leaves_what_was_there(full: Store, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
 
-from lamina.errors import ImageNotFound, InvalidImage
+from lamina.errors import InvalidImage, InvalidName
 from lamina.oci import normalize
 from lamina.oci.reference import Reference
 from lamina.store.core import Core
@@ -84,19 +84,33 @@ def _source(core: Core, source: AnySource) -> Iterator[Source]:
 
 
 def _wanted(source: Source, wanted: Sequence[str]) -> list[Named]:
-    """The images of a source, or those of some names."""
+    """The images of a source, or those of some names.
+
+    By a digest, or a tag that is good in that layout alone, an image is found but gets no name.
+    """
+    from lamina.oci.content import Named
+
     every = list(source.images())
     if not wanted:
         return every
     found = []
     for text in wanted:
-        name = str(Reference.parse(text))
-        match = next((named for named in every if name in named.names), None)
-        if match is None:
-            there = ", ".join(sorted(n for named in every for n in named.names)) or "no names"
-            raise ImageNotFound(text, f"{source.description} has: {there}")
-        found.append(match._replace(names=(name,)))
+        descriptor = source.resolve(text)
+        there = {
+            n
+            for named in every
+            if named.descriptor.digest == descriptor.digest
+            for n in named.names
+        }
+        found.append(Named(descriptor, tuple(there & _full_name(text))))
     return found
+
+
+def _full_name(text: str) -> set[str]:
+    try:
+        return {str(Reference.parse(text))}
+    except InvalidName:
+        return set()
 
 
 def save(
