@@ -17,7 +17,16 @@ import pytest
 
 from lamina.errors import PermissionRequired, StoreError
 from lamina.store.adopt import DockerSource
-from lamina.store.rewrite import Rewrite, Rewritten, delete_source, left_out, rewriting
+from lamina.store.rewrite import (
+    DamageFound,
+    LeftOut,
+    OnlyThere,
+    Rewrite,
+    Rewritten,
+    delete_source,
+    only_in_old,
+    rewriting,
+)
 from lamina.store.rewrite.place import Place
 from tests import daemons, support, users
 from tests.adopt import trees
@@ -28,9 +37,9 @@ from tests.adopt.test_source import BASE, BASE_CHAIN, SECOND, SECOND_CHAIN, SPLI
 pytestmark = pytest.mark.root
 
 
-def rewrite(root: Path) -> Rewritten:
+def rewrite(root: Path, *, leave_out: bool = False) -> Rewritten:
     with DockerSource(root, alone=True) as source:
-        return Rewrite(source).run()
+        return Rewrite(source, leave_out_damaged=leave_out).run()
 
 
 def merged(root: Path, id: str, target: Path) -> dict[str, trees.Entry]:
@@ -175,24 +184,54 @@ def test_an_old_tree_that_is_a_mount_is_not_half_deleted(docker_root: Path) -> N
     delete_source(docker_root)
 
 
-def test_what_was_left_out_is_known_and_what_is_newer_keeps_the_old_tree(
-    docker_root: Path, tmp_path: Path
-) -> None:
+def test_what_only_the_old_tree_has_keeps_it(docker_root: Path) -> None:
     box = docker_root / "containers" / CONTAINERS["c-stopped"]
     config = json.loads((box / "config.v2.json").read_text())
     (box / "config.v2.json").write_text("{")
-    rewrite(docker_root)
-    assert left_out(docker_root) == [box.name]
+    with pytest.raises(DamageFound, match=f"would be left out: container {box.name[:12]}$"):
+        rewrite(docker_root)
+    rewrite(docker_root, leave_out=True)
+    assert only_in_old(docker_root) == LeftOut(containers=(box.name[:12],))
     config["Name"] = "/newer"
     newer = box.with_name("a" * 64)
     newer.mkdir()
     (newer / "config.v2.json").write_text(json.dumps(config))
-    with pytest.raises(StoreError, match="container newer was made on aufs since"):
+    images = docker_root / "image/aufs/imagedb/content/sha256"
+    (images / ("b" * 64)).write_text("{}")
+    message = f"alone has image {'b' * 12} and containers {box.name[:12]}, newer$"
+    with pytest.raises(OnlyThere, match=message):
         delete_source(docker_root)
     assert (docker_root / "image/aufs").exists()
-    shutil.rmtree(newer)
-    delete_source(docker_root)
+    delete_source(docker_root, force=True)
     assert not (docker_root / "aufs").exists()
+
+
+def test_a_damaged_root_is_not_rewritten_unless_that_is_agreed_to(docker_root: Path) -> None:
+    shutil.rmtree(docker_root / "aufs/diff" / SECOND)
+    before = trees.tree(docker_root)
+    with pytest.raises(DamageFound, match="containers c-difffail, c-running, c-stopped") as raised:
+        rewrite(docker_root)
+    assert "fx/l2:add, " in str(raised.value)
+    assert trees.tree(docker_root) == before
+    left_out = rewrite(docker_root, leave_out=True).left_out
+    assert len([name for name in left_out.images if "/" in name]) == 8
+    with pytest.raises(OnlyThere, match=r"alone has images .*fx/l2:add, .* and containers"):
+        delete_source(docker_root)
+    assert (docker_root / "aufs").exists()
+
+
+def test_what_was_left_out_is_still_known_after_an_interruption(
+    docker_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docker_root / "aufs/diff" / SECOND / "opt/app/etc/conf").write_text("CONF\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "finish", _failing_after(Place.finish, 0))
+        with pytest.raises(OSError, match="as if"):
+            rewrite(docker_root, leave_out=True)
+    result = rewrite(docker_root)
+    assert result.containers == 1
+    assert result.left_out.containers == ("c-difffail", "c-running", "c-stopped")
+    assert only_in_old(docker_root) == result.left_out
 
 
 def test_a_running_dockerd_keeps_everybody_out(docker_root: Path) -> None:
@@ -330,7 +369,7 @@ def test_an_overlay2_without_layers_gives_way(docker_root: Path) -> None:
 
 def test_what_is_damaged_is_left_out_and_named(docker_root: Path, tmp_path: Path) -> None:
     (docker_root / "aufs/diff" / SECOND / "opt/app/etc/conf").write_text("CONF\n")
-    result = rewrite(docker_root)
+    result = rewrite(docker_root, leave_out=True)
     assert [fault.id for fault in result.faults] == [f"sha256:{SECOND_CHAIN}"]
     assert (result.layers, result.images, result.containers) == (1, 1, 1)
     assert (docker_root / "overlay2" / BASE).is_dir()
@@ -342,7 +381,7 @@ def test_what_is_damaged_is_left_out_and_named(docker_root: Path, tmp_path: Path
 
 def test_a_layer_without_its_tar_split_record_is_left_out_and_named(docker_root: Path) -> None:
     (docker_root / SPLIT).unlink()
-    result = rewrite(docker_root)
+    result = rewrite(docker_root, leave_out=True)
     assert [fault.id for fault in result.faults] == [f"sha256:{SECOND_CHAIN}"]
     assert (result.layers, result.images, result.containers) == (1, 1, 1)
 
@@ -370,7 +409,9 @@ def test_names_that_can_not_be_read_are_left_out_and_named(
         path.write_bytes(content)
     elif content is not None:
         path.symlink_to("/etc/passwd")
-    result = rewrite(docker_root)
+    with pytest.raises(DamageFound, match="the names of all images"):
+        rewrite(docker_root)
+    result = rewrite(docker_root, leave_out=True)
     assert [fault.id for fault in result.faults] == ["repositories.json"]
     assert (result.layers, result.images, result.containers) == (9, 13, 4)
     assert not (docker_root / "image/overlay2/repositories.json").exists()
@@ -418,7 +459,9 @@ def test_too_little_room_is_told_before_anything_is_made(
 
 def test_a_layer_whose_tar_no_driver_takes_is_left_out_and_named(docker_root: Path) -> None:
     add_layer_with_whiteout_of_no_name(docker_root, f"sha256:{BASE_CHAIN}", BASE)
-    result = rewrite(docker_root)
+    with pytest.raises(DamageFound, match="would be left out: image "):
+        rewrite(docker_root)
+    result = rewrite(docker_root, leave_out=True)
     assert (result.layers, result.images, result.containers) == (9, 13, 4)
     (fault,) = result.faults
     assert "a whiteout that names no entry" in fault.what

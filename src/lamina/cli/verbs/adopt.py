@@ -34,6 +34,10 @@ if TYPE_CHECKING:
               help="What --in-place rewrites it to.")  # fmt: skip
 @click.option("--delete-source", is_flag=True,
               help="With --in-place: delete the old tree, once it was rewritten.")  # fmt: skip
+@click.option("--leave-out-damaged", is_flag=True,
+              help="With --in-place: go on without what is damaged.")  # fmt: skip
+@click.option("--force", is_flag=True,
+              help="With --delete-source: delete also what only the old tree has.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--copy", is_flag=True, help="With --bring: share no files by hard links.")
 @click.option("--no-verify", is_flag=True, help="Do not verify the layers that are taken over.")
@@ -47,6 +51,8 @@ def command(
     mode: str | None,
     target: str | None,
     delete_source: bool,
+    leave_out_damaged: bool,
+    force: bool,
     dry_run: bool,
     copy: bool,
     no_verify: bool,
@@ -68,8 +74,12 @@ def command(
       lamina adopt /var/lib/docker --in-place --to docker-overlay2
     """
     _check_usage(names, mode, target, delete_source=delete_source, copy=copy)
+    if leave_out_damaged and not target:
+        raise click.UsageError("--leave-out-damaged goes with --in-place --to")
+    if force and not delete_source:
+        raise click.UsageError("--force goes with --delete-source")
     if delete_source and mode == "in-place" and not target:
-        return _delete(session, docker_root, dry_run=dry_run)
+        return _delete(docker_root, dry_run=dry_run, force=force)
     from lamina.store.adopt import DockerSource, Way
     from lamina.store.roots import default_root
 
@@ -79,8 +89,17 @@ def command(
         if check and (status := _report(_verified(session, source))):
             return status
         if mode == "in-place":
-            return _rewrite(session, source, dry_run=dry_run, verify=not (no_verify or check),
-                            delete=delete_source)  # fmt: skip
+            from lamina.store.rewrite import Rewrite
+
+            work = Rewrite(source, verify=not (no_verify or check),
+                           leave_out_damaged=leave_out_damaged)  # fmt: skip
+            if dry_run:
+                return _show_rewrite(work)
+            status = _rewrite(session, source, work)
+            if not delete_source:
+                return status
+            source.close()
+            return _delete(docker_root, dry_run=False, force=force)
         source.check_apart(session.settings.root or default_root())
         way = Way.IN_PLACE if mode == "read-only" else Way.COPY if copy else Way.LINK
         with session.store(progress=True) as store:
@@ -213,27 +232,26 @@ def _show_result(store: Store, plan: Adoption, result: Adopted) -> int:
 # -- rewriting --------------------------------------------------------------------------
 
 
-def _rewrite(
-    session: Session, source: DockerSource, *, dry_run: bool, verify: bool, delete: bool
-) -> int:
-    from lamina.store.rewrite import Rewrite, delete_source
+def _rewrite(session: Session, source: DockerSource, work: Rewrite) -> int:
+    from lamina.store.rewrite import DamageFound
 
-    work = Rewrite(source, verify=verify)
-    if dry_run:
-        return _show_rewrite(work)
-    with session.progress() as report:
-        result = work.run(report)
+    try:
+        with session.progress() as report:
+            result = work.run(report)
+    except DamageFound as error:
+        _report(error.faults)
+        say(f"{error}; --leave-out-damaged rewrites the rest")
+        return 1
     if result.before:
         print(f"{source.path} was rewritten before")
     else:
         print(f"{result.images} images, {result.layers} layers and {result.containers} containers "
               f"rewritten for overlay2 ({output.size(result.copied)} copied)")  # fmt: skip
     status = _report(result.faults)
-    if delete and not status:
-        source.close()
-        delete_source(source.path)
-        print("The old tree is deleted")
-    elif (source.path / "aufs").exists():
+    if result.left_out:
+        say(f"left out: {result.left_out}")
+        status = 1
+    if (source.path / "aufs").exists():
         session.remark(
             "the old tree is still there: until it is deleted (--in-place --delete-source), "
             "dockerd must be told to use overlay2 (--storage-driver, or in daemon.json)"
@@ -249,17 +267,28 @@ def _show_rewrite(work: Rewrite) -> int:
           f"containers to be rewritten for overlay2")  # fmt: skip
     print(f"Takes at most {output.size(work.need())}; {output.size(work.available())} are free")
     status = _report(work.faults)
+    if work.left_out:
+        say(f"damaged, and left out with --leave-out-damaged: {work.left_out}")
     work.check_room()
     return status
 
 
-def _delete(session: Session, root: str, *, dry_run: bool) -> int:
-    from lamina.store.rewrite import delete_source, left_out
+def _delete(root: str, *, dry_run: bool, force: bool) -> int:
+    from lamina.store.rewrite import OnlyThere, delete_source, only_in_old
 
     if dry_run:
         print(f"Would delete aufs, image/aufs and lamina-rewrite in {root}")
-        for id in left_out(root):
-            print(f"with container {output.short(id)}, which was left out of the rewriting")
+        if only := only_in_old(root):
+            say(f"only there is {only}: that takes --force")
+            return 1
         return 0
-    delete_source(root)
+    try:
+        deleted = delete_source(root, force=force)
+    except OnlyThere as error:
+        say(f"{error}; --force deletes that too")
+        return 1
+    if not deleted.trees:
+        print(f"There is no aufs tree in {root}: it was rewritten and deleted before")
+    else:
+        print(f"Deleted {', '.join(deleted.trees)}; {output.size(deleted.size)} given back")
     return 0

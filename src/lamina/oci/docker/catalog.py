@@ -42,6 +42,12 @@ class Catalog:
     images: dict[Digest, ImageRecord] = field(default_factory=dict)
     containers: dict[str, ContainerRecord] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names, perhaps none, of the images that are not there, by id."""
+    lost_containers: set[str] = field(default_factory=set)
+    """Ids of the containers of AUFS's that are not there."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Storage drivers of the containers that belong to another one, by the containers' ids."""
 
     def chain(self, top: ChainId | None) -> list[LayerRecord]:
         """A layer and all below it, the top last."""
@@ -139,10 +145,12 @@ def _read_images(files: Files, catalog: Catalog) -> None:
             image = _image(files, name)
         except _UNREADABLE as error:
             catalog.fault("image", name, error)
+            catalog.lost[f"sha256:{name}"] = ()
             continue
         missing = [chain for chain in image.chain if chain not in catalog.layers]
         if missing:
             catalog.fault("image", image.id, f"its layer {missing[0]} is missing or damaged")
+            catalog.lost[image.id] = ()
         else:
             catalog.images[image.id] = image
 
@@ -182,6 +190,7 @@ def _read_names(files: Files, catalog: Catalog) -> None:
                 continue
             if id not in catalog.images:
                 catalog.fault("name", name, f"its image {id} is missing or damaged")
+                catalog.lost[id] = (*catalog.lost.get(id, ()), name)
             names.setdefault(Digest(id), []).append(name)
     for id, image in catalog.images.items():
         if id in names:
@@ -195,10 +204,21 @@ def _read_containers(files: Files, catalog: Catalog) -> None:
     for name in files.names("containers"):
         try:
             catalog.containers[name] = _container(files, name, catalog)
+        except _OfAnother as error:
+            catalog.others[name] = error.driver
+            catalog.fault("container", name, error)
         except FileNotFoundError as error:
             catalog.fault("container", name, f"{error.filename} is missing")
+            catalog.lost_containers.add(name)
         except _UNREADABLE as error:
             catalog.fault("container", name, error)
+            catalog.lost_containers.add(name)
+
+
+class _OfAnother(ValueError):
+    def __init__(self, driver: str) -> None:
+        super().__init__(f"it belongs to Docker's storage driver {driver}")
+        self.driver = driver
 
 
 def _container(files: Files, id: str, catalog: Catalog) -> ContainerRecord:
@@ -209,7 +229,7 @@ def _container(files: Files, id: str, catalog: Catalog) -> ContainerRecord:
         raise ValueError("its directory is none")
     known = msgspec.json.decode(files.read(f"{at}/config.v2.json"), type=documents.Container)
     if known.driver not in ("aufs", ""):
-        raise ValueError(f"it belongs to Docker's storage driver {known.driver}")
+        raise _OfAnother(known.driver)
     mount_id, init_id, chain = _mount(files, id)
     if known.image not in catalog.images:
         raise ValueError(f"its image {known.image} is missing or damaged")

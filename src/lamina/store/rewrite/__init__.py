@@ -14,7 +14,17 @@ step a crash comes after, the next run goes on from there. The old tree, ``aufs`
 ``image/aufs``, stays until it is deleted by request.
 """
 
-from lamina.store.rewrite.deleting import delete_source, left_out
-from lamina.store.rewrite.rewriting import Rewrite, Rewritten
+from lamina.store.rewrite.deleting import Deleted, OnlyThere, delete_source, only_in_old
+from lamina.store.rewrite.leaving import LeftOut
+from lamina.store.rewrite.rewriting import DamageFound, Rewrite, Rewritten
 
-__all__ = ["Rewrite", "Rewritten", "delete_source", "left_out"]
+__all__ = [
+    "DamageFound",
+    "Deleted",
+    "LeftOut",
+    "OnlyThere",
+    "Rewrite",
+    "Rewritten",
+    "delete_source",
+    "only_in_old",
+]

@@ -9,10 +9,19 @@ import msgspec
 
 from lamina.errors import StoreError
 from lamina.kernel.copy import syncfs
+from lamina.store.rewrite.leaving import LeftOut
 
 
-class _Done(msgspec.Struct):
+class Before(msgspec.Struct):
+    """What was in the old tree when it was rewritten."""
+
+    images: list[str] = []
+    """Ids of all images."""
+    containers: list[str] = []
+    """Ids of the containers that come over."""
+    damaged: LeftOut = LeftOut()
     left_out: list[str] = []
+    """Ids of the containers that did not come over; when all is done."""
 
 
 class Place:
@@ -40,9 +49,10 @@ class Place:
         return self._committing.exists()
 
     @property
-    def left_out(self) -> list[str]:
-        """Ids of the containers that were there and did not come over; when all is done."""
-        return msgspec.json.decode(self._done.read_bytes(), type=_Done).left_out
+    def before(self) -> Before:
+        """What there was before; when the new tree is complete."""
+        path = self._done if self.is_done else self._committing
+        return msgspec.json.decode(path.read_bytes(), type=Before)
 
     def check_free(self) -> None:
         """Raise :class:`StoreError` where Docker's overlay2 has something of its own already."""
@@ -64,14 +74,15 @@ class Place:
         self.stage.mkdir(mode=0o700, exist_ok=True)
         self.saved.mkdir(mode=0o700, exist_ok=True)
 
-    def commit_tree(self) -> None:
-        """Put the new tree in its place. May be done again.
+    def commit_tree(self, before: Before) -> None:
+        """Put the new tree in its place, and note what there was. May be done again.
 
         Raises :class:`StoreError` where a dockerd has layers there by now.
         """
         self.sync()
-        _write(self._committing, {})
-        self.sync()
+        if not self.is_committing:
+            _write(self._committing, before)
+            self.sync()
         for new, place in ((self.new_layers, self.layers), (self.new_image, self.image)):
             if new.exists():
                 if place.exists():  # what a dockerd made that was once started with overlay2
@@ -83,8 +94,9 @@ class Place:
     def finish(self) -> None:
         """Say that all is done."""
         self.sync()
-        left_out = sorted(set(_names(self.root / "containers")).difference(_names(self.saved)))
-        _write(self._done, _Done(left_out))
+        done = self.before
+        done.left_out = sorted(set(_names(self.root / "containers")).difference(_names(self.saved)))
+        _write(self._done, done)
         self.sync()
 
     def sync(self) -> None:

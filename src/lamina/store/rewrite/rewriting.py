@@ -30,7 +30,8 @@ from lamina.oci.docker.records import layer_directory
 from lamina.progress import Progress, ProgressCallback
 from lamina.store.adopt import verifying
 from lamina.store.adopt.source import DockerSource
-from lamina.store.rewrite.place import Place, replace_file
+from lamina.store.rewrite.leaving import LeftOut, left_out
+from lamina.store.rewrite.place import Before, Place, replace_file
 from lamina.types import ChainId
 
 _BLOCK = 4096
@@ -48,21 +49,35 @@ class Rewritten:
     before: bool = False
     """Whether it had all been done before."""
     faults: list[Fault] = field(default_factory=list)
-    """What was left out of the new tree."""
+    """What is damaged."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What is not in the new tree for that."""
+
+
+class DamageFound(StoreError):
+    """A root that is not rewritten, since what ``faults`` names would be left out."""
+
+    def __init__(self, message: str, faults: list[Fault]) -> None:
+        super().__init__(message)
+        self.faults = faults
 
 
 class Rewrite:
     """The rewriting of one Docker root, opened ``alone``. Nothing is done before :meth:`run`.
 
-    What is damaged is left out of the new tree, and named in :attr:`faults`.
+    What is damaged is left out of the new tree, and named in :attr:`faults`; unless
+    ``leave_out_damaged`` agrees to that, nothing is put in its place then.
 
     Raises:
         StoreError: Docker's overlay2 has layers there already.
     """
 
-    def __init__(self, source: DockerSource, *, verify: bool = True) -> None:
+    def __init__(
+        self, source: DockerSource, *, verify: bool = True, leave_out_damaged: bool = False
+    ) -> None:
         self._source = source
         self._verify = verify
+        self._agreed = leave_out_damaged
         self._place = Place(source.path)
         self.faults = [fault for fault in source.faults if not self._is_ours(fault)]
         self._bad = {fault.id for fault in self.faults}
@@ -109,6 +124,11 @@ class Rewrite:
             if box.name not in self._bad
             and self._has_sound(self._source.catalog.images[box.image].chain)
         ]
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What does not go over, as far as is known: layers are verified by :meth:`run`."""
+        return left_out(self._source.catalog, self.images, self.containers, self.faults)
 
     @cached_property
     def _frozen(self) -> set[str]:
@@ -179,29 +199,47 @@ class Rewrite:
     def run(self, progress: ProgressCallback | None = None) -> Rewritten:
         """Do it, or what is left to do.
 
-        Raises OSError, and then it can be run again; :class:`PermissionRequired` for all but root,
-        who alone can write what Docker's overlay2 has.
+        Raises:
+            PermissionRequired: only root can write what Docker's overlay2 has.
+            StoreError: something is damaged, and it was not agreed to leave it out.
+            OSError: it can be run again.
         """
         if self._place.is_done:
             return Rewritten(before=True)
         if os.geteuid() != 0 or in_user_namespace():
             raise PermissionRequired(f"rewriting {self._source.path} takes root: use sudo")
         result = Rewritten()
-        self._place.begin()
         if not self._place.is_committing:
             if self._verify:
                 self._verify_layers(progress)
+            self._check_agreed()
             self.check_room()
+            self._place.begin()
             self._make_layers(result, progress)
+            self._check_agreed()
             self._make_image()
-        self._place.commit_tree()
-        for box in self.containers:
-            self._switch(box)
+        self._place.commit_tree(self._before())
+        before = self._place.before
+        for id in before.containers:
+            self._switch(id)
         result.layers, result.images = len(self.layers), len(self.images)
-        result.containers = len(os.listdir(self._place.saved))
-        result.faults = self.faults
+        result.containers = len(before.containers)
+        result.faults, result.left_out = self.faults, before.damaged
         self._place.finish()
         return result
+
+    def _before(self) -> Before:
+        catalog = self._source.catalog
+        images = sorted({*catalog.images, *catalog.lost})
+        return Before(images, [box.id for box in self.containers], self.left_out)
+
+    def _check_agreed(self) -> None:
+        """Raise :class:`DamageFound` where something would be left out without agreement."""
+        if self.left_out and not self._agreed:
+            raise DamageFound(
+                f"not rewritten, since this is damaged and would be left out: {self.left_out}",
+                self.faults,
+            )
 
     def _verify_layers(self, progress: ProgressCallback | None) -> None:
         layers = self.layers
@@ -302,13 +340,15 @@ class Rewrite:
 
     # -- containers -----------------------------------------------------------------------
 
-    def _switch(self, box: ContainerRecord) -> None:
+    def _switch(self, id: str) -> None:
         """Let a container belong to overlay2; what its configuration was is kept."""
-        path = self._source.path / "containers" / box.id / "config.v2.json"
+        path = self._source.path / "containers" / id / "config.v2.json"
+        if not path.exists():
+            return  # removed since an interruption
         data = path.read_bytes()
         config = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         config["Driver"] = msgspec.Raw(b'"overlay2"')
-        saved = self._place.saved / box.id
+        saved = self._place.saved / id
         saved.mkdir(mode=0o700, exist_ok=True)
         if not (saved / path.name).exists():
             shutil.copy2(path, saved / f"{path.name}.new")
