@@ -106,9 +106,9 @@ class OverlayDriver(StackingDriver):
         if is_mountpoint(merged):
             return Path(merged)
         self._check_chain(id, chain)
-        lowers = self._directories(chain)
         if self.layout.has_children(id):
-            Overlay([diff, *lowers], userxattr=self.userxattr, label=mount_label).mount(merged)
+            with self._trees(chain) as lowers:
+                Overlay([diff, *lowers], userxattr=self.userxattr, label=mount_label).mount(merged)
             return Path(merged)
         if self.references.taken_elsewhere(id):
             raise LayerInUse(id, "a process in another mount namespace has it mounted")
@@ -116,7 +116,8 @@ class OverlayDriver(StackingDriver):
         if volatile:
             self._check_volatile(id)
         work = self.layout.path(id, "work")
-        Overlay(lowers, diff, work, self.userxattr, volatile, mount_label).mount(merged)
+        with self._trees(chain) as lowers:
+            Overlay(lowers, diff, work, self.userxattr, volatile, mount_label).mount(merged)
         return Path(merged)
 
     def _check_chain(self, id: LayerId, chain: Chain) -> None:

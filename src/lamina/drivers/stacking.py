@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -85,25 +87,32 @@ class StackingDriver(DirectoryDriver):
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            from lamina.archive.fold import squash
-
-            lowers = [Path(p) for p in self._directories(self.layout.chain(id))]
-            squash([new, old], self._format(), f"{staged}/both", lowers=lowers)
+            self._squash([new, old], id, f"{staged}/both")
             exchange(f"{staged}/both", old)
 
-    def _split(self, id: LayerId, parent: LayerId | None) -> tuple[list[str], list[str]] | None:
-        """The chain's directories above and below ``parent``; None if it is not in the chain."""
+    def _squash(self, layers: list[str], id: LayerId, target: str) -> None:
+        """Make one layer directory of several that stand on what the layer ``id`` stands on."""
+        from lamina.archive.fold import squash
+
+        with self._trees(self.layout.chain(id)) as below:
+            squash(layers, self._format(), target, lowers=[Path(path) for path in below])
+
+    @contextmanager
+    def _trees(self, chain: Chain) -> Iterator[list[str]]:
+        """Directories that show a chain's tree, nearest first; they are there within the block."""
+        yield self._directories(chain)
+
+    def _split(self, id: LayerId, parent: LayerId | None) -> tuple[Chain, Chain] | None:
+        """The layer's chain above and below ``parent``; None if that is not in the chain."""
         below = self.layout.chain(id)
-        chain = Chain((id, *below.layers), below.base)
+        chain = (id, *below.layers)
         if parent is None:
-            base = [] if below.base is None else [str(below.base)]
-            return self._directories(Chain(chain.layers)), base
+            return Chain(chain), Chain(base=below.base)
         self.layout.chain(parent)  # LayerNotFound
-        if parent not in chain.layers:
+        if parent not in chain:
             return None
-        cut = chain.layers.index(parent)
-        directories = self._directories(chain)
-        return directories[:cut], directories[cut:]
+        cut = chain.index(parent)
+        return Chain(chain[:cut]), Chain(chain[cut:], below.base)
 
     def _lowers_to_pack(self, uppers: list[str], lowers: list[str]) -> list[str] | None:
         """Where to look which marks hide something; None keeps them all."""
@@ -117,19 +126,20 @@ class StackingDriver(DirectoryDriver):
         from lamina.archive.stream import open_chunks
         from lamina.drivers import naive
 
-        release = self._hold(id)
+        held = ExitStack()
+        held.callback(self._hold(id))
         try:
             split = self._split(id, parent)
             if split is None:
-                return naive.diff(self, id, parent, on_close=release, options=options)
-            uppers, lowers = split
+                return naive.diff(self, id, parent, on_close=held.close, options=options)
+            uppers, lowers = (held.enter_context(self._trees(chain)) for chain in split)
             below = self._lowers_to_pack(uppers, lowers)
             view = self._view(id)
             chunks = pack(uppers, fmt=view, idmap=self.idmap, lowers=below, options=options)
         except BaseException:
-            release()
+            held.close()
             raise
-        return open_chunks(chunks, release)
+        return open_chunks(chunks, held.close)
 
     def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
         """See :meth:`Driver.changes`."""
@@ -139,8 +149,8 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.changes(self, id, parent)
-        with self._there(id):
-            return changes_from_uppers(*split, self._view(id))
+        with self._there(id), self._trees(split[0]) as uppers, self._trees(split[1]) as lowers:
+            return changes_from_uppers(uppers, lowers, self._view(id))
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
         """See :meth:`Driver.diff_size`."""
@@ -150,5 +160,5 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.diff_size(self, id, parent)
-        with self._there(id):
-            return stack.size(stack.walk(split[0], self._view(id)))
+        with self._there(id), self._trees(split[0]) as uppers:
+            return stack.size(stack.walk(uppers, self._view(id)))
