@@ -73,6 +73,15 @@ class LayerBroken(LaminaError):
         self.why = why
 
 
+class LayerUnsupported(LaminaError):
+    """A sound layer with something in it that this driver's format has no place for."""
+
+    def __init__(self, driver: str, what: str) -> None:
+        super().__init__(f"driver {driver} can't keep this layer: {what}")
+        self.driver = driver
+        self.what = what
+
+
 class InvalidArchive(LaminaError, ValueError):
     """An archive that is damaged, truncated or hostile.
 

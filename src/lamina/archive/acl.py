@@ -17,17 +17,19 @@ RECORDS: Final = {
 }
 """Pax record, and the attribute that it stands for."""
 
-_HEADER = struct.pack("<I", 2)
+EMPTY: Final = struct.pack("<I", 2)
+"""An ACL without entries, which to set is to remove the ACL; all begin so, with their version."""
+
 _ENTRY = struct.Struct("<HHI")  # tag, permissions, id
 _UNDEFINED = 0xFFFF_FFFF
-_USER, _GROUP = 0x02, 0x08
+_OWNER, _USER, _OWNING_GROUP, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _TAGS = {  # (name, has a qualifier): tag
-    ("user", False): 0x01,
+    ("user", False): _OWNER,
     ("user", True): _USER,
-    ("group", False): 0x04,
+    ("group", False): _OWNING_GROUP,
     ("group", True): _GROUP,
-    ("mask", False): 0x10,
-    ("other", False): 0x20,
+    ("mask", False): _MASK,
+    ("other", False): _OTHER,
 }
 _SHORT = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 _BITS = {"r": 4, "w": 2, "x": 1, "-": 0}
@@ -49,12 +51,12 @@ def parse(text: str) -> bytes:
             entries.append(_entry(line))
     if not entries:
         raise ValueError("an ACL without entries")
-    return _HEADER + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=_order))
+    return EMPTY + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=_order))
 
 
 def mapped(value: bytes, user: MapId, group: MapId) -> bytes:
     """An attribute with its user and group ids mapped; ValueError when it is malformed."""
-    result = bytearray(_HEADER)
+    result = bytearray(EMPTY)
     for tag, bits, number in _entries(value):
         if tag == _USER:
             number = user(number)
@@ -62,6 +64,50 @@ def mapped(value: bytes, user: MapId, group: MapId) -> bytes:
             number = group(number)
         result += _ENTRY.pack(tag, bits, number)
     return bytes(result)
+
+
+def canonical(value: bytes) -> bytes:
+    """An attribute as the kernel gives it back: ids where they count. ValueError for none."""
+    check(value)
+    named = (_USER, _GROUP)
+    packed = [_ENTRY.pack(t, b, n if t in named else _UNDEFINED) for t, b, n in _entries(value)]
+    return EMPTY + b"".join(packed)
+
+
+def check(value: bytes) -> None:
+    """Raise ValueError for what the kernel takes for no ACL (posix_acl_valid() in fs/posix_acl.c).
+
+    One entry each for owner, group and others; users and groups each once, ascending; and a mask
+    where there are any.
+    """
+    entries = list(_entries(value))
+    tags = [tag for tag, _, _ in entries]
+    needed = [_OWNER, _OWNING_GROUP, _OTHER]
+    if _USER in tags or _GROUP in tags:
+        needed.append(_MASK)
+    if tags != sorted(tags) or any(tags.count(tag) != 1 for tag in needed) or tags.count(_MASK) > 1:
+        raise ValueError("not a POSIX ACL")
+    if not set(tags) <= set(_TAGS.values()) or any(bits & ~7 for _, bits, _ in entries):
+        raise ValueError("not a POSIX ACL")
+    for kind in (_USER, _GROUP):
+        if _UNDEFINED in (number for tag, _, number in entries if tag == kind):
+            raise ValueError("an ACL without the id of a user or group")
+
+
+def settle(mode: int, value: bytes) -> tuple[int, bytes]:
+    """What a file of ``mode`` has after its access ACL was set: its mode, and the attribute.
+
+    The mode's permissions become the ACL's, the mask's being the group's; an ACL that says no more
+    than a mode can say is not kept (posix_acl_update_mode() in fs/posix_acl.c): ``b""``. Raises
+    ValueError as :func:`check`.
+    """
+    check(value)
+    rights = {tag: bits for tag, bits, _ in _entries(value)}
+    group = rights.get(_MASK, rights[_OWNING_GROUP])
+    mode = mode & ~0o777 | rights[_OWNER] << 6 | group << 3 | rights[_OTHER]
+    if rights.keys() <= {_OWNER, _OWNING_GROUP, _OTHER}:
+        return mode, b""
+    return mode, canonical(value)
 
 
 def text(value: bytes) -> str:
@@ -78,9 +124,9 @@ def text(value: bytes) -> str:
 
 
 def _entries(value: bytes) -> Iterator[tuple[int, int, int]]:
-    if not value.startswith(_HEADER) or len(value) % _ENTRY.size != len(_HEADER):
+    if not value.startswith(EMPTY) or len(value) % _ENTRY.size != len(EMPTY):
         raise ValueError("not a POSIX ACL")
-    return _ENTRY.iter_unpack(value[len(_HEADER) :])
+    return _ENTRY.iter_unpack(value[len(EMPTY) :])
 
 
 def _entry(line: str) -> tuple[int, int, int]:

@@ -1,0 +1,141 @@
+"""Mounting EROFS: an index and the files that hold its data, as plain files or by loop devices.
+
+Plain files can be mounted from Linux 6.12 on (CONFIG_EROFS_FS_BACKED_BY_FILE); before, and where
+the files lie on a file system that can't be read so, each gets a loop device, which goes with the
+mount. Blocks of 512 bytes need Linux 6.4.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from lamina.errors import MountError
+from lamina.kernel import loop
+from lamina.kernel._syscall import AnyPath
+from lamina.kernel.mount import (
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_RDONLY,
+    FsContext,
+    mount_setattr,
+    move_mount,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FSTYPE = "erofs"
+
+_VALUE_MAX = 255  # of a string to fsconfig(2)
+# What a kernel without file-backed mounts says: it wants a block device. EINVAL and EOPNOTSUPP are
+# for file systems whose files it can't read this way.
+_WANTS_LOOP = frozenset({errno.ENOTBLK, errno.EINVAL, errno.EOPNOTSUPP})
+
+
+def open_mount(
+    index: AnyPath,
+    devices: Sequence[AnyPath] = (),
+    *,
+    attr: int = MOUNT_ATTR_RDONLY,
+    use_loop: bool | None = None,
+    idmap_fd: int = -1,
+) -> int:
+    """A detached mount of ``index`` with its ``devices``, in the order of its device table.
+
+    For :func:`lamina.kernel.mount.move_mount`; gone when the descriptor is closed without one.
+    ``attr`` is MOUNT_ATTR_*; ``idmap_fd`` a user namespace for an idmapped mount (Linux 5.19 for
+    EROFS). ``use_loop`` None: plain files, and loop devices where the kernel won't. Needs the new
+    mount API, which every kernel has that reads such an index. Raises MountError, OSError.
+    """
+    if use_loop is None:
+        try:
+            fd = _open_mount(index, devices, attr)
+        except MountError as error:
+            if error.errno not in _WANTS_LOOP:
+                raise
+            try:
+                fd = _open_by_loops(index, devices, attr)
+            except FileNotFoundError:  # no loop devices here: the first reason counts
+                raise error from None
+    else:
+        fd = (_open_by_loops if use_loop else _open_mount)(index, devices, attr)
+    if idmap_fd >= 0:
+        try:
+            mount_setattr(fd, attr_set=MOUNT_ATTR_IDMAP, userns_fd=idmap_fd)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
+
+
+def mount_erofs(
+    index: AnyPath,
+    devices: Sequence[AnyPath],
+    target: AnyPath | int,
+    *,
+    attr: int = MOUNT_ATTR_RDONLY,
+    use_loop: bool | None = None,
+    idmap_fd: int = -1,
+) -> None:
+    """:func:`open_mount`, attached at ``target`` (a path or a directory's fd)."""
+    fd = open_mount(index, devices, attr=attr, use_loop=use_loop, idmap_fd=idmap_fd)
+    try:
+        move_mount(fd, target)
+    except OSError as error:
+        name = f"fd {target}" if isinstance(target, int) else os.fsdecode(target)
+        raise MountError(error.errno or 0, "mount erofs", name) from None
+    finally:
+        os.close(fd)
+
+
+def way_to_mount(index: AnyPath, devices: Sequence[AnyPath] = ()) -> str:
+    """How this kernel mounts such files as these are, ``"file"`` or ``"loop"``: by trying.
+
+    Raises MountError, with the kernel's reason, where it does neither.
+    """
+    try:
+        os.close(open_mount(index, devices, use_loop=False))
+    except MountError:
+        os.close(open_mount(index, devices))
+        return "loop"
+    return "file"
+
+
+def _open_mount(index: AnyPath, devices: Sequence[AnyPath], attr: int) -> int:
+    fds: list[int] = []
+    try:
+        with FsContext(FSTYPE, index) as context:
+            context.string("source", _name(index, fds))
+            for device in devices:
+                context.string("device", _name(device, fds))
+            context.flag("ro")
+            context.create()
+            return context.mount(attr)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _name(path: AnyPath, fds: list[int]) -> bytes:
+    """A name for the file that fsconfig(2) takes: its path, or that of a descriptor of it."""
+    name = os.fsencode(path)
+    if len(name) <= _VALUE_MAX:
+        return name
+    fds.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+    return b"/proc/self/fd/%d" % fds[-1]
+
+
+def _open_by_loops(index: AnyPath, devices: Sequence[AnyPath], attr: int) -> int:
+    """The same on loop devices; once mounted, the mount alone holds them."""
+    fds: list[int] = []
+    try:
+        names = []
+        for path in (index, *devices):
+            fd, name = loop.attach(path)
+            fds.append(fd)
+            names.append(name)
+        return _open_mount(names[0], names[1:], attr)
+    finally:
+        for fd in fds:
+            os.close(fd)
