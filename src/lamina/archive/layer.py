@@ -10,7 +10,7 @@ from pathlib import Path
 from lamina.archive.aside import Aside
 from lamina.archive.lookup import Lookup
 from lamina.archive.metadata import Metadata
-from lamina.archive.placement import OPEN_DIRECTORY, Directory, Tree, clean, split
+from lamina.archive.placement import OPEN_DIRECTORY, Directory, NoWay, Tree, clean, split
 from lamina.archive.stack import walk
 from lamina.archive.tar import Entry
 from lamina.archive.whiteout import HIDDEN, Format
@@ -29,10 +29,6 @@ Lowers = Sequence[Path] | Callable[[], Sequence[Path]]
 """Directories of the layers below, topmost first; or what waits until they are complete."""
 
 _LINK_SOURCE = b"="
-
-
-class _NoWay(InvalidArchive):
-    """Something of the layer that is no directory stands where a directory has to be."""
 
 
 class Layer:
@@ -143,7 +139,7 @@ class Layer:
         status = self._live(parent, base)
         if status is not None:
             what = "a symbolic link to nowhere" if stat.S_ISLNK(status.st_mode) else "no directory"
-            raise _NoWay(f"its parent '{printable(path)}' is {what}")
+            raise NoWay(f"its parent '{printable(path)}' is {what}")
         directory = self.make_directory(parent, base, path, 0o755)
         self._like_below(directory, path)
         return directory
@@ -208,7 +204,7 @@ class Layer:
         """
         try:
             parent = self.parent(head)
-        except _NoWay:
+        except NoWay:
             return  # umoci(1) writes them for what was in a directory that is a file now
         status = self._live(parent, name)
         if status is not None and not stat.S_ISDIR(status.st_mode):

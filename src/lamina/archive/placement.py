@@ -30,6 +30,10 @@ _KEPT_OPEN = 32
 _KEPT_PATHS = 4 * _KEPT_OPEN
 
 
+class NoWay(InvalidArchive):
+    """Something of the layer that is no directory stands where a directory has to be."""
+
+
 def clean(name: bytes) -> bytes:
     """An archive's name as a path relative to the root, without ``.`` and doubled slashes.
 

@@ -152,6 +152,8 @@ class Driver(ABC):
     """
 
     name: ClassVar[str]
+    keeps_tars: ClassVar[bool] = False
+    """Whether :meth:`diff` of a layer against its parent is the very tar that was applied."""
     layer_options: frozenset[str] = frozenset()
     """Options that :meth:`create_read_write` has."""
 

@@ -8,7 +8,7 @@ import stat
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -275,15 +275,16 @@ class DirectoryDriver(Driver):
         *,
         observer: Observer | None = None,
         options: UnpackOptions | None = None,
-    ) -> Iterator[StagedDirectory]:
+    ) -> Iterator[Staged]:
         """See :meth:`Driver.stage`."""
         from lamina.archive.tar import TarReader
         from lamina.archive.unpack import UnpackOptions
 
         reader = TarReader(stream, observer=observer)
-        lowers = cache(lambda: self._lowers_on(below()))
-        with self._stage(reader, lowers, options or UnpackOptions()) as staged:
-            yield staged
+        with ExitStack() as held:
+            lowers = cache(lambda: self._lowers_on(below(), held))
+            with self._stage(reader, lowers, options or UnpackOptions()) as staged:
+                yield staged
 
     @contextmanager
     def _stage(
@@ -306,8 +307,9 @@ class DirectoryDriver(Driver):
         self._complete(staged.directory, id)
         self._let_appear(staged.directory, id, chain)
 
-    def _lowers_on(self, below: Staged | LayerId | None) -> list[Path]:
-        """The directories of what a staged layer stands on, nearest first."""
+    def _lowers_on(self, below: Staged | LayerId | None, held: ExitStack) -> list[Path]:
+        """The directories of what a staged layer stands on, nearest first; there as long as
+        ``held`` is."""
         if isinstance(below, StagedDirectory):
             return [Path(below.directory, self.staged_part), *below.lowers()]
         assert below is None or isinstance(below, str)

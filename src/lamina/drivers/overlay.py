@@ -87,7 +87,8 @@ class OverlayDriver(StackingDriver):
         os.mkdir(path, 0o755)
         mode, owner = 0o755, self.idmap.root
         if chain:
-            below = os.stat(self._directories(chain)[0])
+            with self._trees(Chain(chain.layers[:1]) if chain.layers else chain) as trees:
+                below = os.stat(trees[0])
             mode, owner = below.st_mode & 0o7777, (below.st_uid, below.st_gid)
         if owner != (os.geteuid(), os.getegid()):
             os.chown(path, *owner)

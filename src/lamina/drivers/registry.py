@@ -10,6 +10,7 @@ from lamina.drivers.base import Driver
 from lamina.errors import DriverUnsupported, InvalidName
 
 _KNOWN: dict[str, str] = {
+    "erofs": "lamina.drivers.erofs:ErofsDriver",
     "overlay": "lamina.drivers.overlay:OverlayDriver",
     "aufs": "lamina.drivers.aufs:AufsDriver",
     "vfs": "lamina.drivers.vfs:VfsDriver",

@@ -37,7 +37,7 @@ from lamina.archive.erofs.tree import LowerFile, Tree, directories
 from lamina.archive.erofs.writer import Device, write_index
 from lamina.archive.layer import AUFS_LINKS
 from lamina.archive.owners import Warn
-from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, clean, split
+from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, NoWay, clean, split
 from lamina.archive.tar import Entry, TarReader, Type
 from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Mark, parse
 from lamina.archive.xattrs import ACL_DEFAULT
@@ -281,8 +281,15 @@ class IndexBuilder:
         if mark is Mark.OPAQUE:
             self._tree.set_opaque(self._tree.parent(head))
         elif mark is Mark.WHITEOUT:
-            self._tree.hide(self._tree.parent(head), name)
+            self._hide(head, name)
         return mark is not Mark.ENTRY
+
+    def _hide(self, head: bytes, name: bytes) -> None:
+        try:
+            parent = self._tree.parent(head)
+        except NoWay:
+            return  # umoci(1) writes them for what was in a directory that is a file now
+        self._tree.hide(parent, name)
 
     def _aufs_link(self, entry: Entry, base: bytes) -> None:
         """Keep a source of AUFS's hard links for the links to come."""

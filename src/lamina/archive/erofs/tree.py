@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lamina.archive.erofs.node import Directory, Node
-from lamina.archive.placement import NAME_LIMIT, clean, split
+from lamina.archive.placement import NAME_LIMIT, NoWay, clean, split
 from lamina.errors import InvalidArchive, printable
 
 _LINKS_FOLLOWED = 40  # MAXSYMLINKS in the kernel's include/linux/namei.h
@@ -122,7 +122,7 @@ class Tree:
             if found is not None:
                 link = found.mode & _TYPE == _SYMLINK
                 what = "a symbolic link to nowhere" if link else "no directory"
-                raise InvalidArchive(f"its parent '{printable(path)}' is {what}")
+                raise NoWay(f"its parent '{printable(path)}' is {what}")
             parent = self.make_directory(parent, base)
             parent.implied = path
             self.implied.append(parent)

@@ -1,0 +1,302 @@
+"""The driver contract over tars with indexes (see the package)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from lamina.drivers.base import NO_OPTIONS, FileGetter, Staged, nearest_existing
+from lamina.drivers.directory import DirectoryGetter, StagedDirectory
+from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
+from lamina.drivers.layout import Chain
+from lamina.drivers.overlay import OverlayDriver
+from lamina.drivers.overlaymount import Overlay
+from lamina.errors import DriverUnsupported, LayerNotFound, LayerUnsupported
+from lamina.kernel import filesystems
+from lamina.kernel.idmap import IdMap
+from lamina.kernel.mount import move_mount, umount2
+from lamina.kernel.mountinfo import is_mountpoint
+from lamina.kernel.remove import remove_tree
+from lamina.kernel.rename import exchange
+from lamina.log import Log
+from lamina.types import LayerId
+
+if TYPE_CHECKING:
+    from lamina.archive.pack import PackOptions
+    from lamina.archive.tar import Observer
+    from lamina.archive.unpack import Unpacked, UnpackOptions
+
+log = Log(__name__)
+
+
+class StagedTar(NamedTuple):
+    """A layer in the staging place; see :class:`lamina.drivers.base.Staged`."""
+
+    layer: TarLayer
+    unpacked: Unpacked
+    below: Callable[[], list[TarLayer]]
+    """The layers it was made for, nearest first; waits for them."""
+
+
+class _OnDirectory(Exception):
+    """The layer stands on one that is no tar."""
+
+
+class ErofsDriver(OverlayDriver):
+    """Layers as tars with an index. See the package and :class:`lamina.drivers.Driver`."""
+
+    name = "erofs"
+    keeps_tars = True
+
+    def __init__(
+        self,
+        home: Path,
+        run: Path,
+        *,
+        options: Mapping[str, str] = NO_OPTIONS,
+        idmap: IdMap = IdMap(),
+    ) -> None:
+        if idmap:
+            raise DriverUnsupported(self.name, "the owners in a tar can't be mapped")
+        super().__init__(home, run, options=options, idmap=idmap)
+
+    @classmethod
+    def probe(cls, home: Path) -> None:
+        """See :meth:`Driver.probe`. Mounts an index, and an overlay on it, for a moment."""
+        if not filesystems.supported("erofs"):
+            raise DriverUnsupported(cls.name, "the kernel has no EROFS")
+        super().probe(home)
+        place = nearest_existing(home)
+        try:
+            _try_mount(place)
+        except OSError as error:
+            backing = filesystems.name(filesystems.magic(place))
+            raise DriverUnsupported(cls.name, f"not on {backing} at {place}: {error}") from error
+
+    # -- mounts -------------------------------------------------------------------------
+
+    @contextmanager
+    def _trees(self, chain: Chain) -> Iterator[list[str]]:
+        """One directory a layer, or one for all tars at the bottom; mounted for the block."""
+        with ExitStack() as stack:
+            trees = []
+            for id in chain.layers:
+                layer = self._tar_layer(id)
+                if layer.is_complete:
+                    trees.append(stack.enter_context(layer.mounted()))
+                else:
+                    trees.append(self.layout.path(id, "diff"))
+            yield trees + ([] if chain.base is None else [str(chain.base)])
+
+    def _tar_layer(self, id: LayerId) -> TarLayer:
+        return TarLayer(self.layout.path(id, "").rstrip("/"))
+
+    def _mount(self, id: LayerId, mount_label: str) -> Path:
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            return super()._mount(id, mount_label)
+        merged = self._mountpoint(id)
+        if is_mountpoint(merged):
+            return Path(merged)
+        chain = self.layout.chain(id)
+        self._check_chain(id, chain)
+        with self._trees(Chain((id, *chain.layers), chain.base)) as trees:
+            os.makedirs(merged, mode=0o700, exist_ok=True)
+            if len(trees) > 1:
+                Overlay(trees, label=mount_label).mount(merged)
+            else:
+                fd = layer.open_mount()
+                try:
+                    move_mount(fd, merged)
+                finally:
+                    os.close(fd)
+        return Path(merged)
+
+    # -- what is known ------------------------------------------------------------------
+
+    def metadata(self, id: LayerId) -> dict[str, str]:
+        """See :meth:`Driver.metadata`."""
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            return super().metadata(id)
+        self.layout.chain(id)
+        return {"Tar": layer.tar, "Index": layer.index, "MergedDir": self._mountpoint(id)}
+
+    # -- differences --------------------------------------------------------------------
+
+    def apply(
+        self,
+        id: LayerId,
+        parent: LayerId | None,
+        stream: BinaryIO,
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions | None = None,
+    ) -> Unpacked:
+        """See :meth:`Driver.apply`."""
+        chain = self.layout.chain(id)
+        if parent != chain.parent or chain.base is not None:
+            return super().apply(id, parent, stream, observer=observer, options=options)
+        with self.stage(stream, lambda: parent, observer=observer, options=options) as staged:
+            self.place(id, parent, staged)
+            return staged.unpacked
+
+    @contextmanager
+    def stage(
+        self,
+        stream: BinaryIO,
+        below: Callable[[], Staged | LayerId | None],
+        *,
+        observer: Observer | None = None,
+        options: UnpackOptions | None = None,
+    ) -> Iterator[Staged]:
+        """See :meth:`Driver.stage`."""
+        with ExitStack() as stack:
+            layer = TarLayer(stack.enter_context(self.layout.staging.directory()))
+
+            def layers() -> list[TarLayer]:
+                return self._tars_below(below())
+
+            try:
+                unpacked = layer.write_tar(
+                    stream, lambda: stack.enter_context(merged_view(layers())), observer
+                )
+            except (LayerUnsupported, _OnDirectory) as error:
+                log.debug("unpacked beside its tar: %s", error)
+                yield stack.enter_context(self._stage_directory(layer, below, options))
+                return
+            yield StagedTar(layer, unpacked, layers)
+
+    @contextmanager
+    def _stage_directory(
+        self,
+        layer: TarLayer,
+        below: Callable[[], Staged | LayerId | None],
+        options: UnpackOptions | None,
+    ) -> Iterator[Staged]:
+        with open(layer.tar, "rb") as tar, super().stage(tar, below, options=options) as staged:
+            assert isinstance(staged, StagedDirectory)
+            os.rename(layer.tar, f"{staged.directory}/tar")
+            yield staged
+
+    def _tars_below(self, below: Staged | LayerId | None) -> list[TarLayer]:
+        """The layers of a chain, nearest first; raises if one of them is no tar."""
+        if below is None:
+            return []
+        if isinstance(below, StagedTar):
+            return [below.layer, *below.below()]
+        if not isinstance(below, str):
+            raise _OnDirectory
+        chain = self.layout.chain_of_child(below)
+        layers = [self._tar_layer(id) for id in chain.layers]
+        if chain.base is not None or not all(layer.is_complete for layer in layers):
+            raise _OnDirectory
+        return layers
+
+    def _lowers_on(self, below: Staged | LayerId | None, held: ExitStack) -> list[Path]:
+        """See :class:`DirectoryDriver`; for a layer that is to be a directory."""
+        if isinstance(below, StagedTar):
+            layers = [below.layer, *below.below()]
+            return [Path(held.enter_context(layer.mounted())) for layer in layers]
+        if isinstance(below, StagedDirectory):
+            return super()._lowers_on(below, held)
+        chain = Chain() if below is None else self.layout.chain_of_child(LayerId(str(below)))
+        return [Path(path) for path in held.enter_context(self._trees(chain))]
+
+    def place(self, id: LayerId, parent: LayerId | None, staged: Staged) -> None:
+        """See :meth:`Driver.place`."""
+        if not isinstance(staged, StagedTar):
+            super().place(id, parent, staged)
+            return
+        chain = self.layout.chain(id)
+        if parent != chain.parent:
+            raise LayerNotFound(id)  # it stands on another one
+        with self._there(id):
+            self._let_appear(staged.layer.path, id, chain)
+
+    def _settle(self, staged: str, id: LayerId) -> None:
+        """Make what is staged the layer's content: a tar, or a directory and perhaps its tar."""
+        new, layer = TarLayer(staged), self._tar_layer(id)
+        diff = self.layout.path(id, "diff")
+        if layer.is_complete or os.listdir(diff):
+            self._settle_both(new, layer, id)
+        elif new.is_complete:
+            new.move_to(layer)
+            os.rmdir(diff)
+        else:
+            os.rename(f"{staged}/diff", diff)
+            if os.path.exists(new.tar):
+                os.rename(new.tar, layer.tar)
+
+    def _settle_both(self, new: TarLayer, layer: TarLayer, id: LayerId) -> None:
+        """Put what is staged upon what the layer has: a directory comes of it."""
+        diff, both = self.layout.path(id, "diff"), f"{new.path}/both"
+        with ExitStack() as stack:
+            trees = [
+                stack.enter_context(each.mounted()) if each.is_complete else f"{each.path}/diff"
+                for each in (new, layer)
+            ]
+            self._squash(trees, id, both)
+        if os.path.isdir(diff):
+            exchange(both, diff)
+        else:
+            os.rename(both, diff)
+        layer.remove()
+
+    def diff(
+        self, id: LayerId, parent: LayerId | None = None, *, options: PackOptions | None = None
+    ) -> BinaryIO:
+        """See :meth:`Driver.diff`. Against the direct parent it is the tar, if there is one."""
+        chain = self.layout.chain(id)
+        if parent == chain.parent and chain.base is None:
+            try:
+                return open(self._tar_layer(id).tar, "rb")
+            except FileNotFoundError:
+                pass
+        return super().diff(id, parent, options=options)
+
+    def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
+        """See :meth:`Driver.diff_size`."""
+        layer = self._tar_layer(id)
+        if layer.is_complete and parent == self.layout.chain(id).parent:
+            size: int = layer.facts()["size"]
+            return size
+        return super().diff_size(id, parent)
+
+    def diff_getter(self, id: LayerId) -> FileGetter:
+        """See :meth:`Driver.diff_getter`."""
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            return super().diff_getter(id)
+        with ExitStack() as stack:
+            stack.callback(self._hold(id))
+            tree = stack.enter_context(layer.mounted())
+            return DirectoryGetter(tree, stack.pop_all().close)
+
+
+def _try_mount(place: Path) -> None:
+    """Mount a small index, and an overlay on it, in a new directory; leave nothing."""
+    import io
+    import tempfile
+
+    from lamina.archive.erofs.below import Nothing
+    from lamina.archive.tar import Entry, TarWriter
+
+    top = tempfile.mkdtemp(prefix=".lamina-probe-", dir=place)
+    try:
+        tar = io.BytesIO()
+        writer = TarWriter(tar)
+        writer.add(Entry(b"file", mode=0o644, size=5), iter([b"hello"]))
+        writer.close()
+        layer = TarLayer(top)
+        layer.write_tar(io.BytesIO(tar.getvalue()), Nothing, None)
+        for part in ("upper", "work", "merged"):
+            os.mkdir(f"{top}/{part}")
+        with layer.mounted() as tree:
+            Overlay([tree], f"{top}/upper", f"{top}/work").mount(f"{top}/merged")
+        umount2(f"{top}/merged")
+    finally:
+        remove_tree(top)
