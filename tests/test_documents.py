@@ -4,7 +4,7 @@ A block of Python in README.md is executed. A ``console`` block of a document is
 session: lines with ``$ `` (or ``# `` for root) are commands for bash, the lines after one are
 what it prints. Ids, sizes, ages and the width of columns may differ; ``...`` stands for
 anything. The sessions of a document follow each other in one directory, which has a
-``debian.tar``, over one store.
+``debian.tar``, over one store. ``localhost:5000`` is a registry.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pytest
 import lamina
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+REGISTRY = "localhost:5000"
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -75,7 +76,7 @@ def steps(document: Path) -> Iterator[Step]:
 
 
 @pytest.fixture
-def session(tmp_path: Path, debian_root: Path) -> dict[str, str]:
+def session(tmp_path: Path, debian_root: Path, no_credentials: Path) -> dict[str, str]:
     """The environment of a terminal session: a store of its own, `lamina` in PATH."""
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin/lamina"
@@ -96,12 +97,17 @@ def session(tmp_path: Path, debian_root: Path) -> dict[str, str]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
-def test_sessions_go_as_shown(name: str, session: dict[str, str], tmp_path: Path) -> None:
+def test_sessions_go_as_shown(
+    name: str, session: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     shown = list(steps(REPOSITORY / name))
     assert shown
+    host = REGISTRY
+    if any(REGISTRY in step.command for step in shown):
+        host = request.getfixturevalue("plain_registry").host
     for step in shown:
         done = subprocess.run(
-            ["bash", "-c", step.command],
+            ["bash", "-c", step.command.replace(REGISTRY, host)],
             cwd=tmp_path / "work",
             env=session,
             stdin=subprocess.DEVNULL,
@@ -112,7 +118,8 @@ def test_sessions_go_as_shown(name: str, session: dict[str, str], tmp_path: Path
         )
         assert "internal error" not in done.stdout
         expected = "\n".join(step.expected)
-        assert step.fits(done.stdout), f"$ {step.command}\n{done.stdout}\n-- expected:\n{expected}"
+        said = done.stdout.replace(host, REGISTRY)
+        assert step.fits(said), f"$ {step.command}\n{said}\n-- expected:\n{expected}"
 
 
 @pytest.mark.root

@@ -350,6 +350,7 @@ class TestPullAndPush:
         assert "certificate" in said
         assert f"/certs.d/{tls_registry.host}" in said
         cli("push", "--insecure", box, name)
+        cli("pull", name, env={"SSL_CERT_FILE": str(authority.ca)})
         for registry in (plain_registry, tls_registry):
             (trusted / registry.host).mkdir(parents=True)
             (trusted / registry.host / "ca.crt").write_bytes(authority.ca.read_bytes())
