@@ -13,6 +13,7 @@ from lamina.oci import ImageConfig, mediatypes
 from lamina.oci.content import read_document
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.manifest import Manifest
+from lamina.progress import Progress
 from lamina.store import Packing, Store
 from lamina.types import DiffId
 from tests.oci.images import diff_ids, made_diff_ids, make, put
@@ -159,3 +160,30 @@ def test_a_configuration_goes_out_as_it_came(store: Store, tmp_path: Path) -> No
 def test_a_packing_that_can_not_be_is_refused(compression: str, level: int | None) -> None:
     with pytest.raises(ValueError, match=r"level|written"):
         Packing(compression, level=level)
+
+
+@pytest.mark.parametrize("keep_blobs", [False, True])
+@pytest.mark.parametrize("compression", [None, "none", "gzip"])
+def test_progress_counts_each_byte_once(
+    store: Store, tmp_path: Path, compression: str | None, keep_blobs: bool
+) -> None:
+    load(store, tmp_path / "in", keep_blobs=keep_blobs)
+    total = sum(layer.tar_size or 0 for layer in store.image("box:1").layers)
+    seen: list[Progress] = []
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        packing = Packing(compression)
+        store.save(["box:1"], layout, format="oci", packing=packing, progress=seen.append)
+    assert (seen[-1].done, seen[-1].total) == (total, total)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+
+
+def test_progress_shows_while_a_layer_is_compressed(store: Store, tmp_path: Path) -> None:
+    made = make({"big": os.urandom(48 << 20)})
+    seen: list[Progress] = []
+    with closing(LayoutDirectory.create(tmp_path / "in")) as layout:
+        put(layout, made, NAME)
+        store.load(layout)
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        packing = Packing("gzip", 9, threads=1)
+        store.save(["box:1"], layout, format="oci", packing=packing, progress=seen.append)
+    assert any(0 < p.done < (p.total or 0) for p in seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +69,19 @@ def plain(layer: Layer) -> known.LayerBlob:
 
 @contextmanager
 def made(
-    core: Core, layer: Layer, packing: Packing, stop: Stop
+    core: Core, layer: Layer, packing: Packing, stop: Stop, progress: Callable[[int], None]
 ) -> Iterator[tuple[known.LayerBlob, Path]]:
-    """A blob made of a layer, in a file that goes after the block."""
+    """A blob made of a layer, in a file that goes after the block.
+
+    ``progress`` is told of the tar's bytes as they are read.
+    """
     from lamina.archive.compression import Compression, compress
 
     assert layer.diff_id is not None
     digest, size = hashlib.sha256(), 0
     with core.leases.path() as path, Layers(core).tar(layer) as tar, open(path, "xb") as file:
         pieces = compress(
-            _chunks(tar, stop),
+            _chunks(tar, stop, progress),
             Compression(packing.method),
             level=packing.level,
             threads=packing.threads,
@@ -99,7 +102,8 @@ def made(
         )
 
 
-def _chunks(stream: BinaryIO, stop: Stop) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO, stop: Stop, progress: Callable[[int], None]) -> Iterator[bytes]:
     while data := stream.read(_CHUNK):
         stop.check()
+        progress(len(data))
         yield data

@@ -115,18 +115,20 @@ class Saving:
             return results(futures, report=report, end=end)
 
     def _send_layer(self, layer: Layer) -> known.LayerBlob:
-        blob = self._choose(layer)
-        if not blob.is_plain:  # else counted as it was read
-            self._read(layer.tar_size or 0)
-        return blob
-
-    def _choose(self, layer: Layer) -> known.LayerBlob:
         """Have a blob of the layer in the target."""
         if self._packing is None or self._packing.compression == "none":
             return self._send_plain(layer)
+        blob = self._send_known(layer, self._packing)
+        if blob is None:
+            return self._send_made(layer, self._packing)
+        self._read(layer.tar_size or 0)
+        return blob
+
+    def _send_known(self, layer: Layer, packing: Packing) -> known.LayerBlob | None:
+        """Have a blob in the target that there is already; None if there is none that fits."""
         assert layer.diff_id is not None
         with self._core.db.read() as tx:
-            there = [b for b in known.blobs(tx, layer.diff_id) if self._packing.fits(b)]
+            there = [b for b in known.blobs(tx, layer.diff_id) if packing.fits(b)]
         # What it came as before what was made of it.
         for blob in sorted(there, key=lambda blob: blob.recipe is not None):
             if self._target.has(blob.descriptor) or self._nearby(blob.descriptor):
@@ -134,7 +136,7 @@ class Saving:
             if blob.kept:
                 self._put(blob.descriptor, partial(self._open_kept, blob))
                 return blob
-        return self._send_made(layer)
+        return None
 
     def _send_plain(self, layer: Layer) -> known.LayerBlob:
         blob = plain(layer)
@@ -142,9 +144,8 @@ class Saving:
             self._put(blob.descriptor, partial(self._layers.tar, layer), self._read)
         return blob
 
-    def _send_made(self, layer: Layer) -> known.LayerBlob:
-        assert self._packing is not None
-        with made(self._core, layer, self._packing, self._stop) as (blob, path):
+    def _send_made(self, layer: Layer, packing: Packing) -> known.LayerBlob:
+        with made(self._core, layer, packing, self._stop, self._read) as (blob, path):
             if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
                 self._put(blob.descriptor, partial(io.FileIO, path))
         with self._core.db.write() as tx:
