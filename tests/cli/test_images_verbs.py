@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.oci import platform
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.registry import Credentials, Options, Repository
 from tests import daemons
@@ -244,6 +245,12 @@ class TestPullAndPush:
         by_digest = f"{plain_registry.host}/{repository_name}@{made.top.digest}"
         assert cli("pull", by_digest).splitlines() == [digest, f"{same} {by_digest}", by_digest]
         assert cli.json("images")[0]["names"] == [name, other]
+        assert cli.json("inspect", by_digest) == cli.json("inspect", name)
+        cli("rmi", name, other)
+        assert cli("pull", by_digest).splitlines() == [digest, f"{newer} {by_digest}", by_digest]
+        assert cli("rmi", by_digest).startswith("Deleted: sha256:")
+        assert "no such image" in cli.fails("config", by_digest)
+        cli("pull", name)
         assert cli.json("inspect", name)[0]["repo_digests"] == [by_digest]
         publish(plain_registry, repository_name, make({"x": b"y"}), "1")
         assert f"{newer} {name}" in cli("pull", name)
@@ -290,6 +297,11 @@ class TestPullAndPush:
         name = publish(plain_registry, repository_name, made, "1")
         assert f"Digest: {made.top.digest}" in cli("pull", "--platform", "linux/arm64", name)
         assert cli.json("inspect", name)[0]["config"]["architecture"] == "arm64"
+        cli("pull", "--platform", "linux/amd64", name)
+        (by_digest,) = cli.json("inspect", name)[0]["repo_digests"]
+        here = str(platform.this_machine())
+        found = cli.json("inspect", by_digest)[0]["config"]
+        assert f"{found['os']}/{found['architecture']}" == here, "two have it"
         assert "(there are: linux/amd64, linux/arm64)" in cli.fails(
             "pull", "--platform", "linux/s390x", name
         )

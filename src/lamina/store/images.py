@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lamina.errors import AmbiguousName, ImageInUse, ImageNotFound, InvalidName, StoreError
 from lamina.oci.defaults import Defaults
-from lamina.oci.reference import normalize
+from lamina.oci.reference import Reference, normalize
 from lamina.store.core import Core
 from lamina.store.database import Transaction
 from lamina.store.layers import Layer, chain
@@ -179,6 +179,8 @@ class Images:
     def get(self, ref: str) -> Image:
         """The image of a name (``debian`` is ``debian:latest``), an id, or the beginning of one.
 
+        Also of one of :attr:`Image.repo_digests`.
+
         Raises:
             ImageNotFound: there is none.
             AmbiguousName: the beginning of several ids.
@@ -321,6 +323,8 @@ def _resolve(tx: Transaction, ref: str) -> Digest:
         found = tx.value("SELECT image FROM names WHERE name = ?", (normalize(ref),))
     except InvalidName:
         found = None
+    if found is None and "@" in ref:
+        found = _by_repo_digest(tx, ref)
     if found is not None:
         return Digest(found)
     prefix = ref.removeprefix("sha256:")
@@ -335,6 +339,28 @@ def _resolve(tx: Transaction, ref: str) -> Digest:
     if len(rows) > 1:
         raise AmbiguousName(f"several images have an id that begins with {ref}")
     return Digest(rows[0][0])
+
+
+def _by_repo_digest(tx: Transaction, ref: str) -> str | None:
+    """The image of ``debian@sha256:...``, if that came from or went there.
+
+    One index may stand for several; then it is that for this machine.
+    """
+    from lamina.oci.platform import this_machine
+
+    try:
+        reference = Reference.parse(ref)
+    except InvalidName:
+        return None
+    place = (reference.digest, reference.registry, reference.repository)
+    seen = "SELECT 1 FROM locations WHERE digest = ? AND registry = ? AND repository = ?"
+    if not tx.value(seen, place):
+        return None
+    found: str | None = tx.value(
+        "SELECT image FROM resolved WHERE digest = ? ORDER BY platform = ? DESC LIMIT 1",
+        (reference.digest, str(this_machine())),
+    ) or tx.value("SELECT image FROM manifests WHERE digest = ?", (reference.digest,))
+    return found
 
 
 def _matching(names: list[str], ref: str) -> str | None:
