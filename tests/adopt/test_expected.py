@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lamina import Store
-from lamina.errors import OptionUnsupported
+from lamina.errors import LayerBroken, OptionUnsupported
 from lamina.store import SyncPolicy
 from lamina.store.adopt import Adopted, DockerSource, Way
 from tests import support
@@ -207,3 +207,30 @@ def test_a_container_runs_on(docker_root: Path, tmp_path: Path) -> None:
         assert b"changed p1" in done.stdout
         assert (box.labels["role"], box.command) == ("stopped", ["sleep", "100000"])
         assert os.fspath(box.created.isoformat()).startswith("2026-11-22T07:16:52")
+
+
+def test_a_docker_root_that_is_gone_is_named(docker_root: Path, tmp_path: Path) -> None:
+    with adopted(docker_root, tmp_path, "aufs", Way.IN_PLACE) as (store, _):
+        docker_root.rename(tmp_path / "elsewhere")
+        problems = store.check()
+        assert len(problems) == 9 + 4 + 4  # image layers, containers' own, and those below
+        assert {problem.kind for problem in problems} == {"layer"}
+        what = f"its files were in {docker_root}/aufs/diff/"
+        assert all(problem.what.startswith(what) for problem in problems)
+        assert problems[0].what.endswith(", which is gone or not mounted")
+        with pytest.raises(LayerBroken, match=what), store.open("c-stopped").mounted():
+            pass
+        (tmp_path / "elsewhere").rename(docker_root)
+        assert store.check() == []
+        docker_root.rename(tmp_path / "elsewhere")
+        assert len(store.prune(containers=True, unused=True).images) == 9
+        assert list(store.layers) == []
+
+
+def test_pruning_gives_back_nothing_of_what_docker_keeps(docker_root: Path, tmp_path: Path) -> None:
+    before = trees.tree(docker_root)
+    with adopted(docker_root, tmp_path, "aufs", Way.IN_PLACE) as (store, _):
+        pruned = store.prune(containers=True, unused=True)
+        assert (len(pruned.images), len(pruned.containers)) == (9, 4)
+        assert pruned.size == 0
+    assert trees.tree(docker_root) == before

@@ -114,6 +114,11 @@ def nearest_existing(path: Path) -> Path:
     return path
 
 
+def missing_elsewhere(place: Path) -> str:
+    """What is wrong with a layer whose files someone else kept."""
+    return f"its files were in {place}, which is gone or not mounted"
+
+
 class FileGetter(Protocol):
     """Reads single files of a layer, as tar-split needs them to put a tar together again."""
 
@@ -244,6 +249,10 @@ class Driver(ABC):
         Raises:
             LayerNotFound: no such layer.
         """
+
+    def elsewhere(self, id: LayerId) -> Path | None:
+        """Where someone else keeps the layer's own files; None if they are in the home."""
+        return None
 
     # -- mounts -------------------------------------------------------------------------
 

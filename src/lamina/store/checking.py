@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lamina.drivers import registry
-from lamina.errors import LaminaError, LayerNotFound
+from lamina.drivers.base import missing_elsewhere
+from lamina.errors import LaminaError, LayerBroken, LayerNotFound
 from lamina.oci import ImageConfig, chain_ids
 from lamina.progress import Progress, ProgressCallback
 from lamina.store.core import Core
@@ -68,12 +69,20 @@ def _check_layers(core: Core) -> Iterator[Problem]:
             yield Problem("layer", layer.id, f"missing from the driver {layer.driver}")
             continue
         except LaminaError as error:
-            yield Problem("layer", layer.id, str(error))
+            yield Problem("layer", layer.id, _what(error))
             continue
+        place = driver.elsewhere(layer.id)
+        if place is not None and not place.is_dir():
+            yield Problem("layer", layer.id, missing_elsewhere(place))
         if parent != layer.parent:
             yield Problem("layer", layer.id, f"stands on {parent}, not on {layer.parent}")
         if layer.kind == "image" and not core.splits.has(layer.id):
             yield Problem("tar-split", layer.id, "no record to give the same tar back by")
+
+
+def _what(error: LaminaError | OSError) -> str:
+    """Without the layer, which is named before it."""
+    return error.why if isinstance(error, LayerBroken) else str(error)
 
 
 def _check_images(core: Core) -> Iterator[Problem]:
@@ -100,7 +109,7 @@ def _check_contents(core: Core, progress: ProgressCallback | None) -> Iterator[P
         try:
             _read(layers, layer)
         except (LaminaError, OSError) as error:
-            yield Problem("layer", layer.id, str(error))
+            yield Problem("layer", layer.id, _what(error))
         done += layer.tar_size or 0
         if progress is not None:
             progress(Progress("checking contents", done, total, "bytes"))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from lamina.errors import ContainerNotFound, ContainerRunning
+from lamina.errors import ContainerNotFound, ContainerRunning, LayerBroken, LayerNotFound
 from lamina.store.checking import remove_orphans
 from lamina.store.container import Container, State
 from lamina.store.containers import Containers
 from lamina.store.core import Core
 from lamina.store.images import Images
+from lamina.store.layers import Layers
 from lamina.store.removal import discard, release
+from lamina.store.usage import container_usage
 from lamina.types import LayerId
 
 
 @dataclass(slots=True)
 class Pruned:
-    """What went. ``size``: bytes of files in the layers that went, as far as they are known."""
+    """What went. ``size``: bytes of files in the layers that went, as far as they are known,
+    without those that someone else keeps."""
 
     containers: list[str] = field(default_factory=list)
     """Names."""
@@ -29,16 +33,16 @@ class Pruned:
 def prune(core: Core, *, containers: bool, unused: bool) -> Pruned:
     """See :meth:`Store.prune`."""
     pruned = Pruned()
-    before = _layers(core)
+    before = _layers(core, frozen=containers)
     if containers:
         for box in Containers(core):
-            pruned.size += _remove_stopped(box, pruned)
+            pruned.size += _remove_stopped(core, box, pruned)
     images = Images(core)
     for image in images:
         if images.remove_unused(image, named=unused):
             pruned.images.append(image.id)
     _release_unused(core)
-    after = _layers(core)
+    after = _layers(core, frozen=False)
     gone = before.keys() - after.keys()
     pruned.size += sum(before[id] for id in gone)
     pruned.layers = [*sorted(gone), *remove_orphans(core)]
@@ -57,12 +61,15 @@ def _release_unused(core: Core) -> None:
     discard(core, doomed)
 
 
-def _remove_stopped(box: Container, pruned: Pruned) -> int:
+def _remove_stopped(core: Core, box: Container, pruned: Pruned) -> int:
     """Remove a kept container that nobody uses; returns the bytes that it had written."""
     try:
         if not box.kept or box.state not in (State.CREATED, State.EXITED):
             return 0
-        size = box.size()
+        try:
+            size = container_usage(core, box.id).writable
+        except LayerBroken:
+            size = 0  # what it stands on is gone
         box.remove()
     except (ContainerNotFound, ContainerRunning):
         return 0  # removed, or used again, by another process
@@ -70,6 +77,19 @@ def _remove_stopped(box: Container, pruned: Pruned) -> int:
     return size
 
 
-def _layers(core: Core) -> dict[LayerId, int]:
-    with core.db.read() as tx:
-        return {row[0]: row[1] for row in tx.rows("SELECT id, coalesce(size, 0) FROM layers")}
+def _layers(core: Core, *, frozen: bool) -> dict[LayerId, int]:
+    """All layers, and the bytes of the files that would go with each; 0 for writable ones.
+
+    Those of containers below the top are measured with ``frozen`` only.
+    """
+    found = {}
+    layers = Layers(core)
+    for layer in layers:
+        size = layer.size or 0
+        if core.driver_named(layer.driver).elsewhere(layer.id) is not None:
+            size = 0
+        elif frozen and layer.kind == "frozen":
+            with suppress(LayerNotFound):  # removed by another process
+                size = layers.size(layer)
+        found[layer.id] = size
+    return found

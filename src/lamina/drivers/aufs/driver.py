@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lamina.drivers.aufs.engines import KernelEngine, Union, choose, dirperm1
 from lamina.drivers.aufs.layout import AufsLayout, make_directory
-from lamina.drivers.base import NO_OPTIONS, nearest_existing
+from lamina.drivers.base import NO_OPTIONS, missing_elsewhere, nearest_existing
 from lamina.drivers.layout import Chain
 from lamina.drivers.stacking import StackingDriver
 from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse
@@ -103,8 +103,7 @@ class AufsDriver(StackingDriver):
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         chain = self.layout.chain(id)
         diff, target = self.layout.path(id, "diff"), self._mountpoint(id)
-        if not os.path.isdir(diff):
-            raise LayerBroken(id, "its diff directory is gone")
+        self._check_there(id, "its diff directory is gone")
         if not chain:
             return Path(diff)
         self.layout.check_chain(id, chain)
@@ -170,6 +169,13 @@ class AufsDriver(StackingDriver):
             facts["Parents"] = " ".join(chain.layers)
         return facts
 
+    def elsewhere(self, id: LayerId) -> Path | None:
+        """See :meth:`Driver.elsewhere`: those made with the option ``branch``."""
+        try:
+            return Path(os.readlink(self.layout.path(id, "diff")))
+        except OSError:
+            return None
+
     # -- differences --------------------------------------------------------------------
 
     def _format(self) -> Format:
@@ -193,9 +199,15 @@ class AufsDriver(StackingDriver):
 
     def _directories(self, chain: Chain) -> list[str]:
         for id in chain.layers:
-            if not os.path.isdir(self.layout.path(id, "diff")):
-                raise LayerBroken(id, "others stand on it, and it is gone")
+            self._check_there(id, "others stand on it, and it is gone")
         return super()._directories(chain)
+
+    def _check_there(self, id: LayerId, why: str) -> None:
+        """Raise LayerBroken, because of ``why``, where the layer's branch is not there."""
+        if os.path.isdir(self.layout.path(id, "diff")):
+            return
+        place = self.elsewhere(id)
+        raise LayerBroken(id, why if place is None else missing_elsewhere(place))
 
 
 def _check_backing(home: Path) -> str:
