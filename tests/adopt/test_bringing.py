@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -113,6 +114,23 @@ def test_progress_ends_with_everything(docker_root: Path, store: Store) -> None:
     assert {progress.what for progress in seen} == {f"adopting {docker_root}"}
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert seen[-1].done == seen[-1].total
+
+
+def test_progress_does_not_stand_still_while_vfs_copies(docker_root: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with (
+        Store(tmp_path / "store", run=tmp_path / "run", driver="vfs") as store,
+        DockerSource(docker_root) as source,
+    ):
+        plan = store.adopt(source)
+        assert plan.work > 20 * plan.size, "each layer is a copy of what it stands on"
+        result = plan.run(seen.append)
+    assert result.size == pytest.approx(plan.size, rel=0.01)
+    done = [progress.done for progress in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1].total == plan.work
+    steps = [after - before for before, after in itertools.pairwise(done)]
+    assert max(steps) < plan.work / 20
 
 
 # -- again, and after an interruption

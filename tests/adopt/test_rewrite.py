@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import PermissionRequired, StoreError
+from lamina.progress import Progress
 from lamina.store.adopt import DockerSource
 from lamina.store.rewrite import (
     DamageFound,
@@ -146,6 +147,19 @@ def test_the_old_tree_stays_as_it_was(docker_root: Path) -> None:
     assert (one.pop("Driver"), other.pop("Driver")) == ("aufs", "overlay2")
     assert one == other
     assert now.stat().st_mode == saved.stat().st_mode
+
+
+def test_progress_counts_bytes_from_the_first_to_the_last(docker_root: Path) -> None:
+    seen: list[Progress] = []
+    with DockerSource(docker_root, alone=True) as source:
+        Rewrite(source).run(seen.append)
+    assert {(progress.what, progress.unit) for progress in seen} == {
+        (f"rewriting {docker_root}", "bytes")
+    }
+    done = [progress.done for progress in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1].total
+    assert len(set(done)) > 100
 
 
 def test_it_is_done_once(docker_root: Path) -> None:

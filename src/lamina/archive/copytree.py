@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from lamina.archive.nodes import Copier
@@ -19,13 +20,19 @@ AnyPath = str | bytes | Path
 
 
 def copy_tree(
-    src: AnyPath, dst: AnyPath, *, owners: Owners | None = None, warn: Warn = log.warning
+    src: AnyPath,
+    dst: AnyPath,
+    *,
+    owners: Owners | None = None,
+    warn: Warn = log.warning,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Copy the directory ``src`` to ``dst``, which is made, or is an empty directory.
 
     Contents share blocks where the file system can, and are copied in the kernel where not; holes
     stay holes. Owners, modes, attributes, times and hard links within the tree are kept. Sockets
     are left out. As an ordinary user, everything is the user's, and devices are left out.
+    ``progress`` is called with the bytes of each regular file that was copied.
 
     Returns the bytes of the regular files, a hard-linked one once. Raises OSError.
     """
@@ -45,7 +52,10 @@ def copy_tree(
                         os.mkdir(node.name, 0o700, dir_fd=fd)
                     target.enter(node)
                 elif node.status is not None and not target.link(node, node.name):
-                    size += copier.node(node.dir_fd, node.name, node.status, fd, node.name) or 0
+                    more = copier.node(node.dir_fd, node.name, node.status, fd, node.name)
+                    size += more or 0
+                    if more and progress is not None:
+                        progress(more)
     finally:
         os.close(root_fd)
     return size

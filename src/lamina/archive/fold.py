@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def fold(
     top: bool = True,
     owners: Owners | None = None,
     warn: Warn = log.warning,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Do to the plain tree ``target`` what the layers ``uppers``, topmost first, say.
 
@@ -48,7 +49,8 @@ def fold(
 
     With ``move`` files leave the layers by rename where source and target are on one file system;
     the layers are then good for nothing but removal. Without ``top`` the directory ``target``
-    itself, which may be another user's, keeps its metadata.
+    itself, which may be another user's, keeps its metadata. ``progress`` is called with the bytes
+    of each regular file.
 
     Raises OSError (EBUSY at a mount point); what was done until then stays done.
     """
@@ -62,6 +64,8 @@ def fold(
                     folding.apply(node)
                 except OSError as error:
                     raise _with_path(error, node) from error
+                if progress is not None and node.status is not None:
+                    progress(node.status.st_size if stat.S_ISREG(node.status.st_mode) else 0)
     finally:
         os.close(root_fd)
 

@@ -120,12 +120,9 @@ class VfsDriver(DirectoryDriver):
         from lamina.archive.fold import fold
 
         tree = f"{staged}/diff"
-        copy_tree(self.layout.path(id, "diff"), tree)
-        fold([layer.directory], layer.view, tree)
-        size = stack.size(stack.walk([layer.directory], layer.view))
-        if progress is not None:
-            progress(size)
-        return size
+        copy_tree(self.layout.path(id, "diff"), tree, progress=progress)
+        fold([layer.directory], layer.view, tree, progress=progress)
+        return stack.size(stack.walk([layer.directory], layer.view))
 
     def _settle(self, staged: str, id: LayerId) -> None:
         exchange(f"{staged}/diff", self.layout.path(id, "diff"))

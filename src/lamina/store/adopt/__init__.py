@@ -6,6 +6,7 @@
     verifier.py  the same in a process of its own, while layers are made
     plan.py      what there is to do, and whether there is room for it
     bringing.py  doing it
+    meter.py     how far it is
 
 The source is read through a mount of our own that is read-only and keeps access times, and
 nothing in it is changed; where hard links are made to its files, their link count is one more.

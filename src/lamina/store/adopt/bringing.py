@@ -26,9 +26,10 @@ from lamina.errors import (
 )
 from lamina.oci import normalize
 from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
-from lamina.progress import Progress, ProgressCallback
+from lamina.progress import ProgressCallback
 from lamina.store.adopt import verifying
 from lamina.store.adopt.labels import labels
+from lamina.store.adopt.meter import Meter
 from lamina.store.adopt.plan import Adoption, Way
 from lamina.store.adopt.verifier import Verifier
 from lamina.store.database import Transaction
@@ -73,9 +74,8 @@ class Bringing:
         self._result = Adopted(faults=list(plan.faults))
         self._verifier = Verifier(plan.source.files)
         self._broken: dict[ChainId, str] = {}
-        self._progress = progress
-        self._total = plan.size if progress is not None else 0
-        self._done = 0
+        what, total = f"adopting {plan.source.path}", plan.work if progress is not None else 0
+        self._meter = Meter(what, total, progress)
 
     def run(self) -> Adopted:
         """Do it; :attr:`Adopted.faults` says what could not be done.
@@ -93,7 +93,7 @@ class Bringing:
                     self._bring_container(box)
                 except _DAMAGE as error:
                     self._fault("container", box.name, error)
-        self._add(0, done=True)
+        self._meter.finish()
         return self._result
 
     # -- images ---------------------------------------------------------------------------
@@ -126,10 +126,11 @@ class Bringing:
         if known is not None:
             return known
         try:
-            if self._plan.way is not Way.IN_PLACE and self._goes_by_tar(record):
-                made = self._unpack(record, below, work)
-            else:
-                made = self._take(record, below, work)
+            with self._meter.part(self._plan.work_of(record)):
+                if self._plan.way is not Way.IN_PLACE and self._goes_by_tar(record):
+                    made = self._unpack(record, below, work)
+                else:
+                    made = self._take(record, below, work)
         except _DAMAGE as error:
             self._broken[record.chain_id] = getattr(error, "why", str(error))
             raise
@@ -144,7 +145,7 @@ class Bringing:
         or other owners."""
         with open_chunks(verifying.tar(self._source.files, record)) as tar:
             layer = self._layers.register(tar, below, work=work, diff_id=record.diff_id)
-        self._add(layer.size or 0)
+        self._result.size += layer.size or 0
         return layer
 
     def _take(self, record: LayerRecord, below: Layer | None, work: Work) -> Layer:
@@ -154,6 +155,7 @@ class Bringing:
             making(self._core, self._maker(record.cache_id, parent)) as made,
             self._core.leases.path() as split,
         ):
+            self._meter.add(self._plan.copied_with(record.parent))
             if self._plan.verify:
                 self._verifier.begin(record)
             size = self._fill(made.id, parent, record.cache_id, linking=self._plan.linking)
@@ -190,6 +192,8 @@ class Bringing:
             for chain_id in image.chain:
                 below = self._layer(self._source.catalog.layers[chain_id], below, work)
                 floor = below.id
+            stack.enter_context(self._meter.part(self._plan.work_of_box(box)))
+            begun_with = self._plan.copied_with(box.chain)
             frozen: list[tuple[Making, LayerId | None]] = []
             parent = floor
             branches = [box.init_id] if box.init_id else []
@@ -197,10 +201,12 @@ class Bringing:
                 branches.append(box.mount_id)
             for branch in branches:
                 made = stack.enter_context(making(self._core, self._maker(branch, parent)))
+                self._meter.add(begun_with)
                 self._fill(made.id, parent, branch, linking=self._plan.linking)
                 frozen.append((made, parent))
                 parent = made.id
             top = stack.enter_context(making(self._core, self._writable(parent)))
+            self._meter.add(begun_with)
             if self._plan.way is not Way.IN_PLACE:
                 self._fill(top.id, parent, box.mount_id, linking=False)
                 self._remark(box)
@@ -267,18 +273,11 @@ class Bringing:
         """Fill a new layer; bytes of its files."""
         if self._plan.way is Way.IN_PLACE:
             size = self._source.survey(branch).size
-            self._add(size)
-            return size
-        layer = self._source.foreign(branch, links=linking)
-        return self._core.driver.copy_in(id, parent, layer, progress=self._add)
-
-    def _add(self, size: int, *, done: bool = False) -> None:
-        """Count bytes that came, and report. The total is Docker's count, which may differ."""
-        self._done = self._total if done else min(self._done + size, self._total)
+        else:
+            layer = self._source.foreign(branch, links=linking)
+            size = self._core.driver.copy_in(id, parent, layer, progress=self._meter.add)
         self._result.size += size
-        if self._progress is not None:
-            what = f"adopting {self._source.path}"
-            self._progress(Progress(what, self._done, self._total, "bytes"))
+        return size
 
     def _fault(self, kind: FaultKind, id: str, what: object) -> None:
         self._result.faults.append(Fault(kind, id, str(what)))

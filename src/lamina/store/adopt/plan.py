@@ -160,6 +160,30 @@ class Adoption:
             self.source.survey(id).size for id in own
         )
 
+    @property
+    def work(self) -> int:
+        """Bytes that are read or copied for that, about."""
+        return sum(map(self.work_of, self.layers)) + sum(map(self.work_of_box, self.containers))
+
+    def work_of(self, layer: LayerRecord) -> int:
+        """Of one layer."""
+        return layer.size + 2 * self.copied_with(layer.parent)
+
+    def work_of_box(self, box: ContainerRecord) -> int:
+        """Of what a container has besides its image."""
+        layers = [id for id in (box.init_id, box.mount_id) if id]
+        own = sum(self.source.survey(id).size for id in layers)
+        return own + 2 * len(layers) * self.copied_with(box.chain)
+
+    def copied_with(self, parent: ChainId | None) -> int:
+        """Bytes that a new layer on ``parent`` begins with, a copy of what is below (vfs).
+
+        The driver copies that once to make the layer, and again to fill it.
+        """
+        if self.core.driver_name != "vfs":
+            return 0
+        return sum(layer.size for layer in self.source.catalog.chain(parent))
+
     # -- room -----------------------------------------------------------------------------
 
     def need(self) -> Room:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina.archive.split import assemble
 from lamina.errors import DigestMismatch, LaminaError, LayerBroken
 from lamina.kernel.path import open_in_root
 from lamina.oci.docker import Fault, Files, LayerRecord
-from lamina.progress import Progress, ProgressCallback
+from lamina.progress import ProgressCallback
+from lamina.store.adopt.meter import Meter
 
 if TYPE_CHECKING:
     from lamina.store.adopt.source import DockerSource
@@ -76,8 +77,10 @@ class _Opener:
         self._head, self._directory = None, -1
 
 
-def verify(files: Files, layer: LayerRecord) -> int:
+def verify(files: Files, layer: LayerRecord, progress: Callable[[int], None] | None = None) -> int:
     """Bytes of the layer's tar, which has the DiffID that it should.
+
+    ``progress`` is called with bytes of it as they are read.
 
     Raises DigestMismatch, and as :func:`tar`.
     """
@@ -85,6 +88,8 @@ def verify(files: Files, layer: LayerRecord) -> int:
     for data in tar(files, layer):
         digest.update(data)
         size += len(data)
+        if progress is not None:
+            progress(len(data))
     actual = f"sha256:{digest.hexdigest()}"
     if actual != layer.diff_id:
         raise DigestMismatch(f"tar of layer {layer.chain_id}", layer.diff_id, actual)
@@ -95,20 +100,18 @@ def verify_all(source: DockerSource, progress: ProgressCallback | None = None) -
     """Verify every layer of every image; returns what is wrong, with what is seen at once."""
     faults = source.faults
     layers = list(source.catalog.layers.values())
-    total, done = sum(layer.size for layer in layers), 0
+    meter = Meter(f"verifying {source.path}", sum(layer.size for layer in layers), progress)
     for layer in layers:
-        if progress is not None:
-            progress(Progress(f"verifying {source.path}", done, total, "bytes"))
-        fault = _fault(source.files, layer)
+        with meter.part(layer.size):
+            fault = _fault(source.files, layer, meter)
         if fault is not None:
             faults.append(fault)
-        done += layer.size
     return faults
 
 
-def _fault(files: Files, layer: LayerRecord) -> Fault | None:
+def _fault(files: Files, layer: LayerRecord, meter: Meter) -> Fault | None:
     try:
-        verify(files, layer)
+        verify(files, layer, meter.add)
     except LaminaError as error:
         return Fault("layer", layer.chain_id, str(error))
     except OSError as error:

@@ -27,8 +27,9 @@ from lamina.kernel.namespaces import in_user_namespace
 from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.oci.docker.records import layer_directory
-from lamina.progress import Progress, ProgressCallback
+from lamina.progress import ProgressCallback
 from lamina.store.adopt import verifying
+from lamina.store.adopt.meter import Meter
 from lamina.store.adopt.source import DockerSource
 from lamina.store.rewrite.leaving import LeftOut, left_out
 from lamina.store.rewrite.place import Before, Place, replace_file
@@ -210,12 +211,14 @@ class Rewrite:
             raise PermissionRequired(f"rewriting {self._source.path} takes root: use sudo")
         result = Rewritten()
         if not self._place.is_committing:
+            meter = Meter(f"rewriting {self._source.path}", self._work(), progress)
             if self._verify:
-                self._verify_layers(progress)
+                self._verify_layers(meter)
             self._check_agreed()
             self.check_room()
             self._place.begin()
-            self._make_layers(result, progress)
+            self._make_layers(result, meter)
+            meter.finish()
             self._check_agreed()
             self._make_image()
         self._place.commit_tree(self._before())
@@ -241,17 +244,26 @@ class Rewrite:
                 self.faults,
             )
 
-    def _verify_layers(self, progress: ProgressCallback | None) -> None:
-        layers = self.layers
-        total, done = sum(layer.size for layer in layers), 0
-        for layer in layers:
-            if progress is not None:
-                progress(Progress("verifying layers", done, total, "bytes"))
+    def _work(self) -> int:
+        """Bytes that are to be read or copied."""
+        verified = sum(layer.size for layer in self.layers) if self._verify else 0
+        return verified + sum(map(self._size_of, self.branches()))
+
+    def _size_of(self, branch: str) -> int:
+        layer = self._by_branch.get(branch)
+        return self._source.survey(branch).size if layer is None else layer.size
+
+    @cached_property
+    def _by_branch(self) -> dict[str, LayerRecord]:
+        return {layer.cache_id: layer for layer in self._source.catalog.layers.values()}
+
+    def _verify_layers(self, meter: Meter) -> None:
+        for layer in self.layers:
             try:
-                verifying.verify(self._source.files, layer)
+                with meter.part(layer.size):
+                    verifying.verify(self._source.files, layer, meter.add)
             except (LayerBroken, DigestMismatch) as error:
                 self._leave_out(layer, str(error))
-            done += layer.size
 
     def _leave_out(self, layer: LayerRecord, why: str) -> None:
         self.faults.append(Fault("layer", layer.chain_id, why))
@@ -259,20 +271,17 @@ class Rewrite:
 
     # -- layers ---------------------------------------------------------------------------
 
-    def _make_layers(self, result: Rewritten, progress: ProgressCallback | None) -> None:
+    def _make_layers(self, result: Rewritten, meter: Meter) -> None:
         home = DockerOverlay(str(self._place.new_layers), self._source.idmap.root)
         branches = self.branches()
         # What an interrupted run made of layers that are written to: they may have been meanwhile.
         home.keep_only(self._frozen.intersection(branches))
         parents = {id for branch in branches for id in self._chain(branch)[:1]}
-        by_branch = {layer.cache_id: layer for layer in self._source.catalog.layers.values()}
-        for count, id in enumerate(branches):
-            if progress is not None:
-                progress(Progress("rewriting layers", count, len(branches), "entries"))
+        for id in branches:
             chain = self._chain(id)
             if home.exists(id) or self._bad_branches.intersection((id, *chain)):
                 continue
-            layer = by_branch.get(id)
+            layer = self._by_branch.get(id)
 
             def fill(
                 target: str,
@@ -283,17 +292,19 @@ class Rewrite:
                 if layer is not None and self._source.glance(id).hidden:
                     self._unpack(layer, target, [home.diff(below) for below in chain])
                 else:
-                    self._transplant(id, target, result)
+                    self._transplant(id, target, result, meter)
 
             try:
-                home.make(id, chain, fill, is_parent=id in parents)
+                with meter.part(self._size_of(id)):
+                    home.make(id, chain, fill, is_parent=id in parents)
             except InvalidArchive as error:  # a tar of marks that no other driver can have
                 assert layer is not None
                 self._leave_out(layer, str(error))
 
-    def _transplant(self, branch: str, target: str, result: Rewritten) -> None:
+    def _transplant(self, branch: str, target: str, result: Rewritten, meter: Meter) -> None:
         linking = self._linked(branch)
-        size = transplant(self._source.foreign(branch, links=linking), target, whiteout.OVERLAY)
+        layer = self._source.foreign(branch, links=linking)
+        size = transplant(layer, target, whiteout.OVERLAY, progress=meter.add)
         if not linking:
             result.copied += size
 
