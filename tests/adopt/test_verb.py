@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lamina.cli import process
 from lamina.cli.running import HowToRun
 from lamina.store import Store
 from lamina.store.adopt import DockerSource
+from lamina.store.adopt.bringing import Bringing
+from lamina.store.rewrite.place import Place
 from tests.adopt import trees
 from tests.adopt.test_source import SECOND
 
@@ -101,8 +105,59 @@ def test_rewriting_and_deleting(docker_root: Path, cli: Cli) -> None:
     assert "was rewritten before" in out
     cli("adopt", docker_root, "--in-place", "--delete-source", "--dry-run")
     assert (docker_root / "aufs").exists()
-    cli("adopt", docker_root, "--in-place", "--delete-source")
+    out, _ = cli("adopt", docker_root, "--in-place", "--delete-source")
+    assert out.startswith("Deleted aufs, image/aufs; ")
+    assert out.endswith("kB given back\n"), "images are linked: nothing but records goes"
+    out, _ = cli("adopt", docker_root, "--in-place", "--delete-source")
+    assert "rewritten and deleted before" in out
     assert os.listdir(docker_root / "image") == ["overlay2"]
+
+
+IN_PLACE = ("--in-place", "--to", "docker-overlay2")
+
+
+def test_an_interrupted_rewriting_says_that_it_goes_on(
+    docker_root: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    takes = cli("adopt", docker_root, *IN_PLACE, "--dry-run")[0].split("at most ")[1]
+
+    def stop(*_: object) -> None:
+        raise process.Stopped(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "commit_tree", stop)
+        assert process.run([*cli.where, "adopt", str(docker_root), *IN_PLACE]) == 130
+    assert capsys.readouterr().err == (
+        "lamina: interrupted; what is finished stays, and the same command goes on\n"
+    )
+    out, _ = cli("adopt", docker_root)
+    assert "A rewriting for overlay2 was begun" in out
+    out, _ = cli("adopt", docker_root, *IN_PLACE, "--dry-run")
+    assert "It was begun before, and goes on" in out
+    assert out.split("at most ")[1] != takes, "what is there already is not needed again"
+    assert json.loads(cli("adopt", docker_root, "--format", "json")[0])["rewriting"] == "begun"
+    cli("adopt", docker_root, *IN_PLACE)
+    out, err = cli("adopt", docker_root, "--check")
+    assert "Rewritten for overlay2: start Docker" in out
+    assert err == "", "containers that came over are no faults"
+
+
+def test_an_interrupted_adoption_says_that_it_goes_on(
+    docker_root: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise process.Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bringing, "_bring_container", stop)
+        assert process.run([*cli.where, "adopt", str(docker_root), "--bring"]) == 143
+    assert "ended by a signal; what is finished stays" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [("images",), ("prune",), ("check", "--repair")])

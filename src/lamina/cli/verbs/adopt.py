@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -95,7 +97,8 @@ def command(
                            leave_out_damaged=leave_out_damaged)  # fmt: skip
             if dry_run:
                 return _show_rewrite(work)
-            status = _rewrite(session, source, work)
+            with _told_to_go_on():
+                status = _rewrite(session, source, work)
             if not delete_source:
                 return status
             source.close()
@@ -106,7 +109,20 @@ def command(
             plan = store.adopt(source, names, way=way, verify=not (no_verify or check))
             if dry_run:
                 return _show_plan(plan)
-            return _show_result(store, plan, plan.run())
+            with _told_to_go_on():
+                result = plan.run()
+            return _show_result(store, plan, result)
+
+
+@contextmanager
+def _told_to_go_on() -> Iterator[None]:
+    """Whoever interrupts this is told how it goes on."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            error.add_note("what is finished stays, and the same command goes on")
+        raise
 
 
 def _check_usage(
@@ -127,13 +143,23 @@ def _check_usage(
         raise click.UsageError("--copy goes with --bring")
 
 
+_REWRITING = {
+    "begun": "A rewriting for overlay2 was begun: --in-place --to docker-overlay2 goes on with it.",
+    "done": "Rewritten for overlay2: start Docker with that storage driver; --in-place "
+    "--delete-source deletes the old tree.",
+}
+
 # -- listing ----------------------------------------------------------------------------
 
 
 def _list(session: Session, source: DockerSource, form: str, *, check: bool) -> int:
-    faults = _verified(session, source) if check else source.faults
+    from lamina.store.rewrite import remaining_faults, stage_of
+
+    faults = _verified(session, source) if check else remaining_faults(source)
+    stage = stage_of(source.path)
     if form == "json":
-        output.print_json(_described(source, faults))
+        rewriting = stage and stage.value
+        output.print_json({**_described(source, faults), "rewriting": rewriting})
         return 1 if faults else 0
     catalog = source.catalog
     rows = [
@@ -158,6 +184,8 @@ def _list(session: Session, source: DockerSource, form: str, *, check: bool) -> 
         for box in sorted(catalog.containers.values(), key=lambda box: box.name)
     ]
     output.print_table(["CONTAINER", "CONTAINER ID", "IMAGE", "WRITTEN"], rows)
+    if stage is not None:
+        print(f"\n{_REWRITING[stage.value]}")
     if check:
         print(f"\nVerified: {len(catalog.layers)} layers, {len(faults)} faults")
     return _report(faults)
@@ -186,9 +214,12 @@ def _described(source: DockerSource, faults: list[Fault]) -> dict[str, object]:
 
 def _verified(session: Session, source: DockerSource) -> list[Fault]:
     from lamina.store.adopt import verify_all
+    from lamina.store.rewrite import remaining_faults
 
+    known = source.faults
     with session.progress() as report:
-        return verify_all(source, report)
+        found = verify_all(source, report)
+    return [*remaining_faults(source), *(fault for fault in found if fault not in known)]
 
 
 def _report(faults: Iterable[Fault]) -> int:
@@ -265,6 +296,8 @@ def _show_rewrite(work: Rewrite) -> int:
         return 0
     print(f"{len(work.images)} images, {len(work.layers)} layers and {len(work.containers)} "
           f"containers to be rewritten for overlay2")  # fmt: skip
+    if work.is_begun:
+        print("It was begun before, and goes on")
     print(f"Takes at most {output.size(work.need())}; {output.size(work.available())} are free")
     status = _report(work.faults)
     if work.left_out:

@@ -16,7 +16,8 @@ step a crash comes after, the next run goes on from there. The old tree, ``aufs`
 
 from lamina.store.rewrite.deleting import Deleted, OnlyThere, delete_source, only_in_old
 from lamina.store.rewrite.leaving import LeftOut
-from lamina.store.rewrite.rewriting import DamageFound, Rewrite, Rewritten
+from lamina.store.rewrite.place import Stage, stage_of
+from lamina.store.rewrite.rewriting import DamageFound, Rewrite, Rewritten, remaining_faults
 
 __all__ = [
     "DamageFound",
@@ -25,6 +26,9 @@ __all__ = [
     "OnlyThere",
     "Rewrite",
     "Rewritten",
+    "Stage",
     "delete_source",
     "only_in_old",
+    "remaining_faults",
+    "stage_of",
 ]

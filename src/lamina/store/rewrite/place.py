@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from pathlib import Path
 
@@ -10,6 +11,13 @@ import msgspec
 from lamina.errors import StoreError
 from lamina.kernel.copy import syncfs
 from lamina.store.rewrite.leaving import LeftOut
+
+
+class Stage(enum.Enum):
+    """How far a rewriting is."""
+
+    BEGUN = "begun"
+    DONE = "done"
 
 
 class Before(msgspec.Struct):
@@ -42,6 +50,15 @@ class Place:
     def is_done(self) -> bool:
         """Whether everything is in its place."""
         return self._done.exists()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something of a rewriting that is not done."""
+        return self.stage.is_dir() and not self.is_done
+
+    def is_switched(self, container: str) -> bool:
+        """Whether a container has come over: what its configuration was is kept."""
+        return (self.saved / container / "config.v2.json").exists()
 
     @property
     def is_committing(self) -> bool:
@@ -106,6 +123,12 @@ class Place:
             syncfs(fd)
         finally:
             os.close(fd)
+
+
+def stage_of(root: Path) -> Stage | None:
+    """How far the rewriting of a Docker root is; None where there is none."""
+    place = Place(root)
+    return Stage.DONE if place.is_done else Stage.BEGUN if place.is_begun else None
 
 
 def replace_file(path: Path, data: bytes) -> None:

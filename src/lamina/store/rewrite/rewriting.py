@@ -63,6 +63,16 @@ class DamageFound(StoreError):
         self.faults = faults
 
 
+def remaining_faults(source: DockerSource) -> list[Fault]:
+    """The source's faults without those of containers that a rewriting has brought over."""
+    place = Place(source.path)
+    return [
+        fault
+        for fault in source.faults
+        if not (fault.kind == "container" and place.is_switched(fault.id))
+    ]
+
+
 class Rewrite:
     """The rewriting of one Docker root, opened ``alone``. Nothing is done before :meth:`run`.
 
@@ -80,20 +90,20 @@ class Rewrite:
         self._verify = verify
         self._agreed = leave_out_damaged
         self._place = Place(source.path)
-        self.faults = [fault for fault in source.faults if not self._is_ours(fault)]
+        self.faults = remaining_faults(source)
         self._bad = {fault.id for fault in self.faults}
         if not self._place.is_done:
             self._place.check_free()
-
-    def _is_ours(self, fault: Fault) -> bool:
-        """Whether it is about a container that this rewriting has brought over already."""
-        saved = self._place.saved / fault.id / "config.v2.json"
-        return fault.kind == "container" and saved.exists()
 
     @property
     def is_done(self) -> bool:
         """Whether it was all done before."""
         return self._place.is_done
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it was begun before, and goes on."""
+        return self._place.is_begun
 
     # -- what -----------------------------------------------------------------------------
 
@@ -163,9 +173,11 @@ class Rewrite:
     # -- room -----------------------------------------------------------------------------
 
     def need(self) -> int:
-        """Bytes that it takes, at most."""
+        """Bytes that it takes, at most, besides what an interrupted run has made."""
         total = 0
         for id in self.branches():
+            if id in self._frozen and (self._place.new_layers / id).exists():
+                continue
             total += (self._source.glance(id).directories + 4) * _BLOCK
             if self._source.glance(id).hidden:
                 total += self._source.glance(id).allocated
