@@ -62,20 +62,24 @@ def test_a_fault_is_named_and_the_status_says_so(docker_root: Path, cli: Cli) ->
     _, err = cli("adopt", docker_root, "--check", status=1)
     assert "conf' is not what it was" in err
     out, err = cli("adopt", docker_root, "--bring", status=1)
-    assert out.startswith("1 images and 1 containers brought")
+    assert out.startswith("1 image and 1 container brought")
     assert "image fx/l2:add" in err
 
 
 def test_a_dry_run_then_the_real_one(docker_root: Path, cli: Cli) -> None:
     out, _ = cli("adopt", docker_root, "--bring", "--dry-run")
     assert "container c-stopped" in out
-    assert "9 layers and 4 containers to come, 2.79MB, by hard links" in out
+    assert "9 layers and 4 containers to come, 2.79MB, images by hard links" in out
     assert cli("images")[0].count("\n") == 1
     out, _ = cli("adopt", docker_root, "--bring")
     assert out.startswith("9 images and 4 containers brought (9 new layers, 2.79MB)")
     assert "A /root/started" in cli("diff", "c-running")[0]
     assert "new\n" in cli("run", "--rm", "--network", "none", "fx/l2:add", "cat", "/newroot")[0]
-    assert cli("adopt", docker_root, "--bring")[0].startswith("0 images")
+    out, _ = cli("adopt", docker_root, "--bring")
+    assert out.startswith("0 images and 0 containers")
+    assert "In the store already: 9 images, 4 containers (driver overlay)" in out
+    out, _ = cli("--driver", "vfs", "adopt", docker_root, "--bring", "--dry-run")
+    assert "In the store already: 4 containers (driver overlay)" in out
 
 
 def test_how_a_container_was_run_is_known(docker_root: Path, tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def write_line(text: str | bytes) -> None:
     sys.stdout.buffer.write(data + b"\n")
 
 
+def count(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def size(count: int) -> str:
     """``1.24GB``: three digits, decimal units, as Docker shows sizes."""
     value = float(count)

@@ -240,11 +240,10 @@ def _show_plan(plan: Adoption) -> int:
     for box in plan.containers:
         output.write_line(f"container {box.name}")
     need, have = plan.need(), plan.available()
-    how = "by hard links" if plan.linking else "sharing blocks" if plan.sharing else "by copies"
-    if plan.way.value == "in place":
-        how = "read in place"
-    print(f"\n{len(plan.layers)} layers and {len(plan.containers)} containers to come, "
-          f"{output.size(plan.size)}, {how}")  # fmt: skip
+    print(f"\n{output.count(len(plan.layers), 'layer')} and "
+          f"{output.count(len(plan.containers), 'container')} to come, "
+          f"{output.size(plan.size)}, {_how(plan)}")  # fmt: skip
+    _show_what_is_here(plan)
     print(f"Takes at most {output.size(need.size)} and {need.files:,} files; "
           f"{output.size(have.size)} are free")  # fmt: skip
     status = _report(plan.faults)
@@ -252,11 +251,29 @@ def _show_plan(plan: Adoption) -> int:
     return status
 
 
+def _how(plan: Adoption) -> str:
+    if plan.way.value == "in place":
+        return "read in place"
+    if plan.linking:
+        return "images by hard links, what containers wrote by copies"
+    return "sharing blocks" if plan.sharing else "by copies"
+
+
+def _show_what_is_here(plan: Adoption) -> None:
+    here = [output.count(plan.images_here, "image")] * bool(plan.images_here)
+    here += [f"{output.count(number, 'container')} (driver {driver})"
+             for driver, number in sorted(plan.containers_here.items())]  # fmt: skip
+    if here:
+        print(f"In the store already: {', '.join(here)}")
+
+
 def _show_result(store: Store, plan: Adoption, result: Adopted) -> int:
     how = "read in place" if plan.way.value == "in place" else "brought"
-    print(f"{result.images} images and {result.containers} containers {how} "
-          f"({result.layers} new layers, {output.size(result.size)}), driver "
+    print(f"{output.count(result.images, 'image')} and "
+          f"{output.count(result.containers, 'container')} {how} "
+          f"({output.count(result.layers, 'new layer')}, {output.size(result.size)}), driver "
           f"{store.driver.name}")  # fmt: skip
+    _show_what_is_here(plan)
     return _report(result.faults)
 
 
@@ -276,8 +293,9 @@ def _rewrite(session: Session, source: DockerSource, work: Rewrite) -> int:
     if result.before:
         print(f"{source.path} was rewritten before")
     else:
-        print(f"{result.images} images, {result.layers} layers and {result.containers} containers "
-              f"rewritten for overlay2 ({output.size(result.copied)} copied)")  # fmt: skip
+        print(f"{output.count(result.images, 'image')}, {output.count(result.layers, 'layer')} and "
+              f"{output.count(result.containers, 'container')} rewritten for overlay2 "
+              f"({output.size(result.copied)} copied)")  # fmt: skip
     status = _report(result.faults)
     if result.left_out:
         say(f"left out: {result.left_out}")
@@ -294,8 +312,9 @@ def _show_rewrite(work: Rewrite) -> int:
     if work.is_done:
         print("It was rewritten before")
         return 0
-    print(f"{len(work.images)} images, {len(work.layers)} layers and {len(work.containers)} "
-          f"containers to be rewritten for overlay2")  # fmt: skip
+    parts = [output.count(len(found), what) for found, what in
+             ((work.images, "image"), (work.layers, "layer"), (work.containers, "container"))]  # fmt: skip
+    print(f"{parts[0]}, {parts[1]} and {parts[2]} to be rewritten for overlay2")
     if work.is_begun:
         print("It was begun before, and goes on")
     print(f"Takes at most {output.size(work.need())}; {output.size(work.available())} are free")

@@ -183,7 +183,7 @@ class Bringing:
     # -- containers -----------------------------------------------------------------------
 
     def _bring_container(self, box: ContainerRecord) -> None:
-        if self._plan.has_container(box):
+        if self._plan.keeper(box) is not None:
             return  # by now
         image = self._source.catalog.images[box.image]
         with Work(self._core, resumed=True) as work, ExitStack() as stack:

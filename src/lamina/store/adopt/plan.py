@@ -86,6 +86,10 @@ class Adoption:
         self.verify = verify
         self.faults: list[Fault] = source.faults
         self._bad = {fault.id for fault in self.faults}
+        self.images_here = 0
+        """Images that the store has, with its driver and under all their names."""
+        self.containers_here: dict[str, int] = {}
+        """How many of the containers the store has, by the driver that keeps them there."""
         wanted_images, wanted_boxes = _choose(source, names)
         self.containers = [box for box in wanted_boxes if self._is_new_container(box)]
         self.images = [image for image in wanted_images if self._is_new_image(image)]
@@ -103,7 +107,9 @@ class Adoption:
         if self._broken(image.chain):
             self.faults.append(Fault("image", _called(image), "left out: a layer is damaged"))
             return False
-        return not self.has_image(image)
+        here = self.has_image(image)
+        self.images_here += here
+        return not here
 
     def has_image(self, image: ImageRecord) -> bool:
         """Whether the store has it under all its names."""
@@ -121,12 +127,16 @@ class Adoption:
         if box.name in self._bad or self._broken(self.source.catalog.images[box.image].chain):
             self.faults.append(Fault("container", box.name, "left out: a layer is damaged"))
             return False
-        return not self.has_container(box)
+        driver = self.keeper(box)
+        if driver is not None:
+            self.containers_here[driver] = self.containers_here.get(driver, 0) + 1
+        return driver is None
 
-    def has_container(self, box: ContainerRecord) -> bool:
-        """Whether the store has it."""
+    def keeper(self, box: ContainerRecord) -> str | None:
+        """The driver that keeps the container, if the store has it: it has each one once."""
         with self.core.db.read() as tx:
-            return bool(tx.value("SELECT 1 FROM containers WHERE id = ?", (box.id,)))
+            driver: str | None = tx.value("SELECT driver FROM containers WHERE id = ?", (box.id,))
+        return driver
 
     def _broken(self, chain: Iterable[ChainId]) -> bool:
         return any(id in self._bad for id in chain)
