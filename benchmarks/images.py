@@ -34,8 +34,8 @@ REQUESTS = 3
 DOCKER_LEVEL = 6
 """What gzip(1) does unless told otherwise."""
 
-PODMAN_LEVEL = 5
-"""The level of zlib whose result is as large as podman's, to a hundredth."""
+PODMAN_LEVEL = 4
+"""The lowest level of ours whose result is no larger than podman's (pgzip, level 5)."""
 
 
 @dataclass

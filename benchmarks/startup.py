@@ -19,6 +19,7 @@ REPEATS = 10
 COSTLY = (
     "asyncio", "backports", "click", "email", "fastcrc", "grpc", "http", "isal", "logging",
     "msgspec", "multiprocessing", "rich", "sqlite3", "ssl", "tarfile", "textual", "unittest", "xml",
+    "zlib_ng",
 )  # fmt: skip
 STORE = {"click", "sqlite3"}
 NEEDED: dict[tuple[str, ...], set[str]] = {
