@@ -312,9 +312,10 @@ def _show_rewrite(work: Rewrite) -> int:
     if work.is_done:
         print("It was rewritten before")
         return 0
-    parts = [output.count(len(found), what) for found, what in
-             ((work.images, "image"), (work.layers, "layer"), (work.containers, "container"))]  # fmt: skip
-    print(f"{parts[0]}, {parts[1]} and {parts[2]} to be rewritten for overlay2")
+    images = output.count(len(work.images), "image")
+    layers = output.count(len(work.layers), "layer")
+    boxes = output.count(len(work.containers), "container")
+    print(f"{images}, {layers} and {boxes} to be rewritten for overlay2")
     if work.is_begun:
         print("It was begun before, and goes on")
     print(f"Takes at most {output.size(work.need())}; {output.size(work.available())} are free")

@@ -29,6 +29,7 @@ from lamina.store.splits import recording
 from lamina.store.transfer.downloads import Download, Downloads
 from lamina.store.transfer.resolving import Part
 from lamina.store.transfer.stopping import Stop, Watched, results
+from lamina.store.transfer.writeback import written_early
 from lamina.types import Digest, LayerId
 
 log = Log(__name__)
@@ -92,6 +93,7 @@ class Stager:
     def _all(self) -> list[Arrival]:
         workers = min(_UNPACKERS, len(os.sched_getaffinity(0)) + 1, len(self._parts))
         with (
+            written_early(self._core),
             ThreadPoolExecutor(DOWNLOADS, "lamina-fetch") as fetchers,
             ThreadPoolExecutor(max(workers, 1), "lamina-unpack") as unpackers,
         ):
