@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 
-from lamina.store import Store
+from lamina.store import Layer, Store
 from tests import support
 
 MakeStore = Callable[..., Store]
 Files = dict[str, bytes | None]
 
 
-@pytest.fixture(params=["vfs", pytest.param("overlay", marks=pytest.mark.root)])
+@pytest.fixture(
+    params=["vfs", *(pytest.param(name, marks=pytest.mark.root) for name in ("overlay", "erofs"))]
+)
 def driver(request: pytest.FixtureRequest) -> str:
     """The name of a driver that works here."""
     name: str = request.param
-    if name == "overlay" and not support.is_root():
+    if name != "vfs" and not support.is_root():
         support.missing("needs root (with the right to mount)")
+    if name == "erofs":
+        support.need_filesystem("erofs")
     return name
 
 
@@ -77,3 +81,19 @@ ROOT_FS: Files = {
 def root_fs() -> bytes:
     """The tar of a small root file system."""
     return tar(ROOT_FS)
+
+
+def damage(store: Store, layer: Layer, name: str) -> None:
+    """Let a file of a layer have other bytes than it had, whichever driver keeps it."""
+    facts = store.driver.metadata(layer.id)
+    if "Tar" in facts:
+        tar = Path(facts["Tar"])
+        data = bytearray(tar.read_bytes())
+        with tarfile.open(tar) as archive:
+            data[archive.getmember(name).offset_data] ^= 1
+        tar.write_bytes(data)
+        return
+    path = Path(facts.get("UpperDir") or facts["Dir"], name)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)

@@ -84,7 +84,7 @@ def test_a_sparse_file_is_sparse_again_after_a_commit(store: Store, root_fs: byt
     assert image.layers[-1].tar_size is not None
     assert image.layers[-1].tar_size > SPARSE
     with store.container(image) as again:
-        assert_sparse(again.root / "disk")
+        assert_sparse(store, again.root / "disk")
     assert store.check(contents=True) == []
 
 
@@ -97,7 +97,7 @@ def test_a_sparse_file_stays_so_by_export_and_import(store: Store, root_fs: byte
     assert len(data) < SPARSE / 4
     image = store.import_tar(io.BytesIO(data), "again")
     with store.container(image) as again:
-        assert_sparse(again.root / "disk")
+        assert_sparse(store, again.root / "disk")
     with store.layers.tar(image.layers[0]) as tar:
         assert tar.read() == data
 
@@ -112,8 +112,12 @@ def write_sparse(path: Path) -> None:
         file.write(b"in the middle")
 
 
-def assert_sparse(path: Path) -> None:
+def assert_sparse(store: Store, path: Path) -> None:
     data = path.read_bytes()
     assert len(data) == SPARSE
     assert data.strip(b"\0") == b"in the middle"
-    assert path.stat().st_blocks * 512 < 1 << 20
+    if store.driver.keeps_tars:  # EROFS does not tell; what counts is what the tars take
+        files = (store.driver.home / "layers").glob("*/*")
+        assert sum(p.stat().st_blocks for p in files if p.is_file()) * 512 < 2 << 20
+    else:
+        assert path.stat().st_blocks * 512 < 1 << 20

@@ -19,22 +19,40 @@ _WINDOW = 1 << 20  # a multiple of RUN
 
 
 def write_punched(fd: int, chunks: Iterable[memoryview]) -> None:
-    """Write ``chunks`` to an empty file at position 0; aligned runs of zeros are left out.
+    """Write ``chunks`` to an empty file at position 0; aligned runs of zeros are left out."""
+    writer = PunchedWriter(fd)
+    for chunk in chunks:
+        writer.write(chunk)
+    writer.finish()
+
+
+class PunchedWriter:
+    """Writes an empty file from position 0 on; aligned runs of zeros are left out.
 
     Of a run that is in two chunks a part may be left out by itself.
     """
-    offset = 0
-    for chunk in chunks:
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.offset = 0
+        """Bytes written, or left out."""
+
+    def write(self, chunk: memoryview) -> None:
+        """Write some more; all of it."""
         start = 0  # of what is to be written next, in this chunk
         end = 0
+        offset = self.offset
         while end < len(chunk):
             start_of_piece, end = end, min(len(chunk), end + RUN - (offset + end) % RUN)
             if _is_zero(chunk[start_of_piece:end]):
-                _write_at(fd, chunk[start:start_of_piece], offset + start)
+                _write_at(self._fd, chunk[start:start_of_piece], offset + start)
                 start = end
-        _write_at(fd, chunk[start:], offset + start)
-        offset += len(chunk)
-    os.ftruncate(fd, offset)
+        _write_at(self._fd, chunk[start:], offset + start)
+        self.offset += len(chunk)
+
+    def finish(self) -> None:
+        """Let the file have its length, whatever it ends with."""
+        os.ftruncate(self._fd, self.offset)
 
 
 def data_pieces(fd: int, size: int) -> list[tuple[int, int]]:

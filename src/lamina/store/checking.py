@@ -76,7 +76,7 @@ def _check_layers(core: Core) -> Iterator[Problem]:
             yield Problem("layer", layer.id, missing_elsewhere(place))
         if parent != layer.parent:
             yield Problem("layer", layer.id, f"stands on {parent}, not on {layer.parent}")
-        if layer.kind == "image" and not core.splits.has(layer.id):
+        if layer.kind == "image" and not (driver.keeps_tars or core.splits.has(layer.id)):
             yield Problem("tar-split", layer.id, "no record to give the same tar back by")
 
 

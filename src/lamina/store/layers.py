@@ -125,13 +125,15 @@ class Layers:
             open_stream(source, digest=None) as tar,
         ):
             report = progress and reporter(tar, what, _size(source), progress)
-            with recording(split) as recorder:
+            with recording(split, self._core.driver) as recorder:
                 unpacked = self._core.driver.apply(
                     made.id,
                     below,
                     cast(BinaryIO, tar),
                     observer=RootFsWatch(recorder) if root_fs else recorder,
-                    options=UnpackOptions(on_superseded=recorder.superseded, progress=report),
+                    options=UnpackOptions(
+                        on_superseded=recorder.superseded if recorder else None, progress=report
+                    ),
                 )
             if diff_id is not None and tar.diff_id != diff_id:
                 raise DigestMismatch(what, diff_id, tar.diff_id)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lamina.archive.compression import Decompressed
-from lamina.archive.split import SplitRecorder
-from lamina.archive.tar import Entry
+from lamina.archive.tar import Entry, Observer, Unobserved
 from lamina.errors import InvalidArchive
 from lamina.oci import is_image_archive_member
 from lamina.progress import Progress, ProgressCallback
@@ -17,12 +16,12 @@ _SYSTEM_DIRECTORIES = (b"bin", b"etc", b"usr")
 class RootFsWatch:
     """Hands everything to a recorder, but refuses the tar of an image (an Observer)."""
 
-    def __init__(self, recorder: SplitRecorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Observer | None) -> None:
+        self._recorder = recorder or Unobserved()
         self._undecided = True
-        self.raw = recorder.raw
-        self.payload = recorder.payload
-        self.end = recorder.end
+        self.raw = self._recorder.raw
+        self.payload = self._recorder.payload
+        self.end = self._recorder.end
 
     def begin(self, entry: Entry) -> None:
         """A root file system may have a manifest.json too, but has other things before."""

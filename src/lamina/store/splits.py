@@ -16,14 +16,20 @@ from lamina.types import LayerId
 
 if TYPE_CHECKING:
     from lamina.archive.split import SplitRecorder
-    from lamina.drivers import FileGetter
+    from lamina.drivers import Driver, FileGetter
 
 _SUFFIX = ".json.gz"
 
 
 @contextmanager
-def recording(staged: Path) -> Iterator[SplitRecorder]:
-    """Record a tar that is being read in the new file ``staged``; complete after the block."""
+def recording(staged: Path, driver: Driver) -> Iterator[SplitRecorder | None]:
+    """Record a tar that is being read in the new file ``staged``; complete after the block.
+
+    Nothing is recorded, and None is yielded, for a driver that keeps the tar itself.
+    """
+    if driver.keeps_tars:
+        yield None
+        return
     from lamina.archive.split import SplitRecorder
 
     with open(staged, "x+b") as sink, SplitRecorder(sink, scratch=staged.parent) as recorder:
@@ -43,8 +49,12 @@ class Splits:
         return self._path
 
     def keep(self, staged: Path, layer: LayerId) -> None:
-        """Let a complete record appear as that of ``layer``, by one rename."""
-        os.rename(staged, self._file(layer))
+        """Let a complete record, if one was made, appear as that of ``layer``, by one rename."""
+        try:
+            os.rename(staged, self._file(layer))
+        except FileNotFoundError:
+            if staged.exists():
+                raise
 
     def has(self, layer: LayerId) -> bool:
         """Whether there is a record of the layer."""

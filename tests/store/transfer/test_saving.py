@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import LayerBroken, LayerNotFound
+from lamina.errors import DigestMismatch, LayerBroken
 from lamina.oci import ImageConfig, mediatypes
 from lamina.oci.content import read_document
 from lamina.oci.layout import LayoutDirectory
@@ -17,7 +17,7 @@ from lamina.progress import Progress
 from lamina.store import Packing, Store
 from lamina.types import DiffId
 from tests.oci.images import diff_ids, made_diff_ids, make, put
-from tests.store.conftest import MakeStore
+from tests.store.conftest import MakeStore, damage
 
 LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/a": b"a" * 5000})
 NAME = "docker.io/library/box:1"
@@ -132,14 +132,12 @@ def test_a_committed_image_goes_out_with_its_parents_blobs(store: Store, tmp_pat
     assert len(layers) == 4
 
 
-def test_a_layer_that_lost_a_file_is_not_saved(store: Store, tmp_path: Path) -> None:
+def test_a_layer_that_was_damaged_is_not_saved(store: Store, tmp_path: Path) -> None:
     load(store, tmp_path / "in")
     image = store.image("box:1")
-    directory = store.driver.metadata(image.layers[-1].id)
-    tree = Path(directory.get("UpperDir") or directory["Dir"])
-    os.unlink(tree / "srv/a")
+    damage(store, image.layers[-1], "srv/a")
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
-        with pytest.raises((LayerBroken, LayerNotFound)):
+        with pytest.raises((LayerBroken, DigestMismatch)):
             store.save(["box:1"], layout, format="oci", packing=Packing())
         assert layout.images() == []
     assert list((store.root / "staging").glob("*/*")) == []

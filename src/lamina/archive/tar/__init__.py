@@ -9,7 +9,7 @@ Nothing here touches a file by its name: an entry is what the archive says, safe
 """
 
 from lamina.archive.tar.entry import Entry, Limits, Type
-from lamina.archive.tar.reader import Observer, TarReader
+from lamina.archive.tar.reader import Observer, TarReader, Unobserved
 from lamina.archive.tar.source import Readable
 from lamina.archive.tar.writer import END, TarWriter, Writable, encode, padding
 
@@ -22,6 +22,7 @@ __all__ = [
     "TarReader",
     "TarWriter",
     "Type",
+    "Unobserved",
     "Writable",
     "encode",
     "padding",

@@ -34,6 +34,22 @@ class Observer(Protocol):
         """The payload of the entry is complete."""
 
 
+class Unobserved:
+    """An observer that does nothing with what it sees."""
+
+    def raw(self, data: memoryview) -> None:
+        """See :class:`Observer`."""
+
+    def begin(self, entry: Entry) -> None:
+        """See :class:`Observer`."""
+
+    def payload(self, data: memoryview) -> None:
+        """See :class:`Observer`."""
+
+    def end(self) -> None:
+        """See :class:`Observer`."""
+
+
 _DEFAULT_LIMITS = Limits()
 
 # Type flags (besides those of Type) with a meaning of their own.

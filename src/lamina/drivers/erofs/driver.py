@@ -162,7 +162,10 @@ class ErofsDriver(OverlayDriver):
 
             try:
                 unpacked = layer.write_tar(
-                    stream, lambda: stack.enter_context(merged_view(layers())), observer
+                    stream,
+                    lambda: stack.enter_context(merged_view(layers())),
+                    observer,
+                    options.progress if options else None,
                 )
             except (LayerUnsupported, _OnDirectory) as error:
                 log.debug("unpacked beside its tar: %s", error)
@@ -292,7 +295,7 @@ def _try_mount(place: Path) -> None:
         writer.add(Entry(b"file", mode=0o644, size=5), iter([b"hello"]))
         writer.close()
         layer = TarLayer(top)
-        layer.write_tar(io.BytesIO(tar.getvalue()), Nothing, None)
+        layer.write_tar(io.BytesIO(tar.getvalue()), Nothing)
         for part in ("upper", "work", "merged"):
             os.mkdir(f"{top}/{part}")
         with layer.mounted() as tree:

@@ -90,10 +90,15 @@ class TarLayer:
             yield image
 
     def write_tar(
-        self, stream: BinaryIO, below: Callable[[], Below], observer: Observer | None
+        self,
+        stream: BinaryIO,
+        below: Callable[[], Below],
+        observer: Observer | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Unpacked:
         """Write a tar as it comes, with its index, in one pass.
 
+        ``progress`` is called now and then with how many bytes of the tar are done.
         Raises InvalidArchive, LayerUnsupported, OSError; the tar is whole for LayerUnsupported.
         """
         from lamina.archive.erofs import IndexBuilder
@@ -103,8 +108,9 @@ class TarLayer:
         builder = IndexBuilder(lowers=below, beside=Path(self.beside))
         try:
             with open(self.tar, "xb", buffering=0) as file:
-                written = _Written(stream, file)
+                written = _Written(stream, file, progress)
                 builder.read(TarReader(cast(BinaryIO, written), observer=observer))
+                written.finish()
                 os.fchmod(file.fileno(), _READ_ONLY)
             with open(self.index, "xb") as file:
                 built = builder.finish(
@@ -148,15 +154,32 @@ def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
 
 
 class _Written(io.RawIOBase):
-    """A stream that is written to a file as it is read, and hashed unless it hashes itself."""
+    """A stream that is written to a file as it is read, and hashed unless it hashes itself.
 
-    def __init__(self, stream: BinaryIO, file: io.FileIO) -> None:
+    Zeros become holes, so that a sparse file costs little though its tar has all of it.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, file: io.FileIO, progress: Callable[[int], None] | None
+    ) -> None:
+        from lamina.archive.compression import Decompressed
+        from lamina.archive.zeros import PunchedWriter
+
         super().__init__()
         self._stream = stream
         self._readinto: Callable[[memoryview], int] = getattr(stream, "readinto", self._read)
-        self._file = file
-        self._hash = None if hasattr(stream, "diff_id") else hashlib.sha256()
-        self.size = 0
+        self._file = PunchedWriter(file.fileno())
+        self._progress = progress
+        self._hash = None if isinstance(stream, Decompressed) else hashlib.sha256()
+
+    @property
+    def size(self) -> int:
+        """Bytes read so far."""
+        return self._file.offset
+
+    def finish(self) -> None:
+        """Complete the file."""
+        self._file.finish()
 
     @property
     def diff_id(self) -> str:
@@ -177,10 +200,10 @@ class _Written(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         count = self._readinto(view)
-        self.size += count
-        rest = view[:count]
+        data = view[:count]
         if self._hash is not None:
-            self._hash.update(rest)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+            self._hash.update(data)
+        self._file.write(data)
+        if self._progress is not None:
+            self._progress(self.size)
         return count

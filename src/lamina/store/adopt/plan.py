@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lamina.drivers.registry import driver_class
 from lamina.errors import InvalidName, OptionUnsupported, StoreError
 from lamina.kernel.copy import reflink
 from lamina.oci import normalize
@@ -95,7 +96,7 @@ class Adoption:
         self.images = [image for image in wanted_images if self._is_new_image(image)]
         self._add_images_of(wanted_boxes)
         self.layers = self._missing_layers()
-        self.by_tar = bool(source.idmap)
+        self.by_tar = bool(source.idmap) or driver_class(core.driver_name).keeps_tars
         can_link = way is Way.LINK and core.driver_name != "vfs" and not self.by_tar
         self.linking = can_link and source.can_link(core.root)
         can_share = way is not Way.IN_PLACE and not self.linking and not self.by_tar

@@ -146,13 +146,15 @@ class Stager:
         split = self._enter(self._core.leases.path())
         with open_stream(cast(BinaryIO, blob), digest=algorithm, trailing="refuse") as tar:
             _check_compression(part.descriptor, tar.compression)
-            with recording(split) as recorder:
+            with recording(split, self._core.driver) as recorder:
                 staged = self._enter(
                     self._core.driver.stage(
                         cast(BinaryIO, tar),
                         lambda: self._under(number),
                         observer=recorder,
-                        options=UnpackOptions(on_superseded=recorder.superseded),
+                        options=UnpackOptions(
+                            on_superseded=recorder.superseded if recorder else None
+                        ),
                     )
                 )
             if tar.compressed_size != part.descriptor.size:
