@@ -16,6 +16,9 @@ from lamina.archive.erofs.builder import Built, IndexBuilder, build_index
 from lamina.archive.erofs.image import Image, open_image
 from lamina.archive.erofs.inode import DeviceSlot, Extent, Inode
 from lamina.archive.erofs.layers import Layers
+from lamina.archive.erofs.merge import merge_indexes
+from lamina.archive.erofs.tee import Tee
+from lamina.archive.erofs.writer import Written
 
 __all__ = [
     "Built",
@@ -25,6 +28,9 @@ __all__ = [
     "IndexBuilder",
     "Inode",
     "Layers",
+    "Tee",
+    "Written",
     "build_index",
+    "merge_indexes",
     "open_image",
 ]

@@ -262,7 +262,10 @@ class IndexBuilder:
             raise InvalidArchive(f"a hard link to '{printable(target)}', which is not there")
         node = self._tree.copied.get(target)
         if node is None:
-            node = self._tree.copied[target] = LowerFile(target, entry.name)
+            node = LowerFile(target, entry.name)
+            if not callable(self._lowers):  # known by now: no reason to wait
+                self._copy_up(node, self._lowers.find(target))
+            self._tree.copied[target] = node
         self._tree.put(parent, base, node)
 
     # -- markers
@@ -306,8 +309,9 @@ class IndexBuilder:
         if not tree.root.described:
             tree.root.implied = b""
             tree.implied.append(tree.root)
-        for path, copy in tree.copied.items():
-            self._copy_up(copy, below.find(path))
+        if callable(lowers):
+            for path, copy in tree.copied.items():
+                self._copy_up(copy, below.find(path))
         if tree.root_opaque:
             for name in below.names():
                 tree.hide(tree.root, name)
@@ -365,6 +369,8 @@ def _write_marks(tree: Tree, below: Below | None) -> None:
     A whiteout that hides nothing of the layers ``below`` (None: not known) would be listed.
     """
     for directory, path in directories(tree.root):
+        if directory.hid and below is not None and below.find(path) is None:
+            directory.opaque = False
         if directory.opaque:
             directory.xattrs = {**(directory.xattrs or {}), OPAQUE: b"y"}
         for name in directory.whiteouts or ():

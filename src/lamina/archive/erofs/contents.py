@@ -48,25 +48,32 @@ class Contents:
             self._at(inode.behind, inode.size - whole)
             yield Extent(whole, inode.size - whole, -1, inode.behind)
 
-    def _chunks(self, inode: Inode) -> Iterator[Extent]:
+    def chunk_map(self, inode: Inode) -> tuple[int, memoryview, int]:
+        """Of a file cut into chunks: bits of a chunk's size, the map, and bytes of each entry.
+
+        An entry ends with the chunk's first block; one of 8 bytes has the device before it.
+        """
         form = inode.data & 0xFFFF
-        bits = self._bits + (form & f.CHUNK_BITS_MASK)
-        count = inode.size + (1 << bits) - 1 >> bits
         if form & ~(f.CHUNK_BITS_MASK | f.CHUNK_INDEXES):
             raise InvalidArchive("an EROFS chunk map of an unknown kind")
+        bits = self._bits + (form & f.CHUNK_BITS_MASK)
         unit = 8 if form & f.CHUNK_INDEXES else 4
         start = (inode.behind + unit - 1) & -unit
-        table = self._at(start, count * unit)
+        count = inode.size + (1 << bits) - 1 >> bits
+        return bits, self._at(start, count * unit), unit
+
+    def _chunks(self, inode: Inode) -> Iterator[Extent]:
+        bits, table, unit = self.chunk_map(inode)
         offset = 0
-        for number in range(count):
+        for at in range(0, len(table), unit):
             length = min(1 << bits, inode.size - offset)
-            (block,) = _U32.unpack_from(table, number * unit + unit - 4)
-            device = int.from_bytes(table[number * 8 + 2 : number * 8 + 4], "little")
+            (block,) = _U32.unpack_from(table, at + unit - 4)
+            device = int.from_bytes(table[at + 2 : at + 4], "little") if unit == 8 else 0
             if block == f.HOLE:
                 yield Extent(offset, length, None, 0)
-            elif unit == 8 and device:
-                if device > len(self.devices):
-                    raise InvalidArchive("an EROFS chunk on a device that is not there")
+            elif device > len(self.devices):
+                raise InvalidArchive("an EROFS chunk on a device that is not there")
+            elif device:
                 yield self._bounded(offset, length, device - 1, block)
             else:
                 yield self._placed(offset, length, block)

@@ -53,7 +53,16 @@ class Directory(Node):
     ``parent`` is None once the directory was removed; the root is its own.
     """
 
-    __slots__ = ("children", "described", "implied", "layout", "opaque", "parent", "whiteouts")
+    __slots__ = (
+        "children",
+        "described",
+        "hid",
+        "implied",
+        "layout",
+        "opaque",
+        "parent",
+        "whiteouts",
+    )
 
     def __init__(self, parent: Directory | None) -> None:
         Node.__init__(self, DIRECTORY_MODE, 0, 0, 0)
@@ -62,6 +71,8 @@ class Directory(Node):
         self.whiteouts: set[bytes] | None = None
         """Names of lower layers that are hidden; none of ``children``."""
         self.opaque = False
+        self.hid = False
+        """Whether it is opaque for nothing but a whiteout of it, which may have hidden nothing."""
         self.implied: bytes | None = None
         """The path by which something in it was named before the directory itself was."""
         self.described = False

@@ -105,7 +105,7 @@ class Tree:
             directory.opaque = True
         elif parent.whiteouts and base in parent.whiteouts:
             parent.whiteouts.remove(base)
-            directory.opaque = True
+            directory.opaque = directory.hid = True
         parent.children[base] = directory
         return directory
 
@@ -201,6 +201,7 @@ class Tree:
 
     def _make_opaque(self, directory: Directory) -> None:
         directory.opaque = True
+        directory.hid = False
         if self._whiteouts:  # in it or below they hide nothing any more
             for below, _ in directories(directory):
                 below.whiteouts = None
