@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from struct import Struct
 
@@ -58,7 +58,7 @@ class Image(Contents):
         self._meta = head.meta_block << self._bits
         self._shared = head.xattr_block << self._bits
         self.uuid = head.uuid
-        if head.compatible & f.COMPAT_CHECKSUM:
+        if head.checksum or head.compatible & f.COMPAT_CHECKSUM:
             self._check(head.checksum)
         self.devices = self._device_table(head.devices, head.device_slot)
 
@@ -269,8 +269,9 @@ class Image(Contents):
         return after
 
     def close(self) -> None:
-        """Let go of the index."""
-        self._data.release()
+        """Let go of the index; pieces of it that were given out keep it until they go too."""
+        with suppress(BufferError):
+            self._data.release()
 
 
 @contextmanager
@@ -288,7 +289,13 @@ def open_image(
             stack.callback(os.close, fds[-1])
         if not os.fstat(fds[0]).st_size:
             raise InvalidArchive("no EROFS index: empty")
-        data = stack.enter_context(mmap.mmap(fds[0], 0, prot=mmap.PROT_READ))
+        data = mmap.mmap(fds[0], 0, prot=mmap.PROT_READ)
+        stack.callback(_close, data)
         image = Image(data, fds[1:])
         stack.callback(image.close)
         yield image
+
+
+def _close(data: mmap.mmap) -> None:
+    with suppress(BufferError):  # a traceback, say, still has a piece
+        data.close()
