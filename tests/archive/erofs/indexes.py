@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -78,7 +79,14 @@ def memory(place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        unmount(place)
+        for attempt in range(100):  # whatever watches block devices may have a loop device open
+            try:
+                unmount(place)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == 99:
+                    raise
+                time.sleep(0.02)
 
 
 def unpacked(root: Path, archive: bytes | Path, lowers: Sequence[Path] | None = None) -> Path:

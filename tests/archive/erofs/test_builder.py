@@ -363,3 +363,21 @@ def test_hard_links_in_numbers(memory: Path) -> None:
 def test_a_hundred_thousand_files_in_one_directory(memory: Path) -> None:
     made = [directory("."), *(file(f"file{number}") for number in range(100_000))]
     same(memory, archive(*made))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("directories", [1, 1000])
+def test_a_million_files(memory: Path, directories: int) -> None:
+    made = [directory("."), *(directory(f"d{number}") for number in range(directories))]
+    made += [file(f"d{number % directories}/file{number}") for number in range(1_000_000)]
+    index = indexes.build(memory / "index", archive(*made))
+    with index.mounted() as root:
+        found = {entry: set(os.listdir(root / entry)) for entry in os.listdir(root)}
+        assert (root / "d0/file0").stat().st_size == 0
+    assert len(found) == directories
+    assert sum(map(len, found.values())) == 1_000_000
+    with index.open() as image:
+        for name, names in found.items():
+            inside = image.entries(image.find(name.encode()))
+            assert {entry.name.decode() for entry in inside} == names

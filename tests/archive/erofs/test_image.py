@@ -94,7 +94,7 @@ def test_an_undamaged_one_is_read(made: indexes.Index, whole: bytes) -> None:
         assert image.find(b"d/nothing") is None
         assert image.find(b"f/x") is None
         assert image.read(image.find(b"f"), 5, 9) == b"ntcontent"
-        assert image.read(image.find(b"f"), 690) == b"tcontent"[-10:]
+        assert image.read(image.find(b"f"), 690) == b"entcontent"
         assert image.read(image.find(b"f"), 5000, 9) == b""
         entries = image.entries(image.find(b"d"))
         assert len(entries) == 12

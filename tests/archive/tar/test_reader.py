@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import mmap
 import os
 import tempfile
 import tracemalloc
@@ -376,3 +377,36 @@ def test_memory_does_not_depend_on_the_archive() -> None:
 
     peak(10)
     assert peak(500) < peak(20) + 200_000
+
+
+# --- a mapped file
+
+
+def _mapped(path: Path, data: bytes) -> mmap.mmap:
+    path.write_bytes(data)
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+
+
+def test_a_mapped_file_gives_the_same(tmp_path: Path) -> None:
+    mapped = _mapped(tmp_path / "tar", SAMPLE + b"trailing")
+    expected = entries(SAMPLE)
+    assert list(TarReader(mapped)) == expected
+    reader = TarReader(mapped)
+    found = [b"".join(bytes(part) for part in reader.chunks()) for _ in reader]
+    assert found == [b"", b"hello\n", LARGE, b"", b"x" * 512]
+
+
+def test_a_mapped_file_cut_anywhere_is_truncated(tmp_path: Path) -> None:
+    whole = file(b"a", b"data" * 300) + pax((b"path", b"p" * 120)) + file(b"b", b"x") + END
+    for size in range(1, len(whole) - len(END), 100):
+        mapped = _mapped(tmp_path / "tar", whole[:size])
+        with (tmp_path / "tar").open("rb") as stream:
+            assert _outcome(TarReader(mapped)) == _outcome(TarReader(stream)), size
+
+
+def _outcome(reader: TarReader) -> object:
+    try:
+        return list(reader)
+    except InvalidArchive as error:
+        return str(error)

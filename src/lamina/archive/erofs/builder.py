@@ -24,7 +24,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PROT_READ, mmap
 from pathlib import Path
 from typing import TypeAlias
 
@@ -54,7 +56,7 @@ BESIDE_TAG = b"beside"
 _ODD_NAMES = frozenset({b"", b".", b".."})
 _MAJOR_LIMIT = (1 << 12) - 1  # MKDEV in the kernel's include/linux/kdev_t.h
 _MINOR_LIMIT = (1 << 20) - 1
-_TIME_LIMIT_NS = (1 << 63) * 1_000_000_000  # 64 bits of seconds
+_TIME_LIMIT_NS = 1 << 63  # of directories, as when they are unpacked
 _FILE = Type.FILE
 _REGULAR = stat.S_IFREG
 
@@ -114,6 +116,7 @@ class IndexBuilder:
         add = self.add
         for entry in reader:
             add(entry, chunks)
+        self._content = tuple
 
     def add(self, entry: Entry, content: Content) -> None:
         """One more entry, whose payload begins ``entry.offset`` bytes into the tar.
@@ -171,7 +174,11 @@ class IndexBuilder:
         parent = tree.last if head == tree.head else tree.parent(head)
         kind = entry.type
         if kind is _FILE:
-            node = self._file(entry)
+            if entry.xattrs or entry.pax or entry.sparse is not None:
+                node = self._file(entry)
+            else:  # most are: spared the calls
+                mode, block = _REGULAR | entry.mode, entry.offset >> BLOCK_BITS
+                node = Node(mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, block)
             if base in parent.children or parent.whiteouts:
                 tree.put(parent, base, node)
             else:
@@ -180,29 +187,17 @@ class IndexBuilder:
             self._makers[kind](entry, parent, base)
 
     def _file(self, entry: Entry) -> Node:
-        data = 0
-        if entry.size:
-            if entry.sparse is None and not entry.offset % BLOCK:
-                data = entry.offset >> BLOCK_BITS
-            else:
-                return self._sparse(entry)
-        return self._node(entry, _REGULAR | entry.mode, entry.size, data)
-
-    def _sparse(self, entry: Entry) -> Node:
-        segments = entry.sparse
-        if segments is None:
-            segments = ((0, entry.size),)
-        data = place(segments, entry.size, entry.offset, self._content, self._beside)
+        data: int | Chunks = entry.offset >> BLOCK_BITS
+        if entry.sparse is not None and entry.size:
+            content = self._content
+            data = place(entry.sparse, entry.size, entry.offset, content, self._beside)
         return self._node(entry, _REGULAR | entry.mode, entry.size, data)
 
     def _node(self, entry: Entry, mode: int, size: int = 0, data: int | bytes | Chunks = 0) -> Node:
-        time = entry.mtime_ns
-        if not -_TIME_LIMIT_NS <= time < _TIME_LIMIT_NS:
-            raise InvalidArchive("a time that no file can have")
         xattrs = None
         if entry.xattrs or entry.pax:
             mode, xattrs = self._reading.of(entry, mode)
-        return Node(mode, entry.uid, entry.gid, time, size, data, xattrs)
+        return Node(mode, entry.uid, entry.gid, entry.mtime_ns, size, data, xattrs)
 
     def _directory(self, entry: Entry, parent: Directory, base: bytes) -> None:
         clean(entry.name)
@@ -215,6 +210,8 @@ class IndexBuilder:
 
     def _describe(self, directory: Directory, entry: Entry) -> None:
         """Give a directory, new or not, what its entry says; attributes add to those it has."""
+        if not -_TIME_LIMIT_NS < entry.mtime_ns < _TIME_LIMIT_NS:
+            raise InvalidArchive("a time that no file can have")
         node = self._node(entry, stat.S_IFDIR | entry.mode)
         if directory.described and directory.xattrs:
             node.xattrs = {**_without_default(directory.xattrs), **(node.xattrs or {})}
@@ -392,11 +389,20 @@ def build_index(
     For the rest see :class:`IndexBuilder`. Raises InvalidArchive, LayerUnsupported, OSError.
     """
     builder = IndexBuilder(lowers=lowers, beside=beside, warn=warn)
+    fd = os.dup(tar) if isinstance(tar, int) else os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open(tar, "rb", closefd=not isinstance(tar, int)) as stream:
-            stream.seek(0)
-            builder.read(TarReader(stream))
-            size = os.fstat(stream.fileno()).st_size
+        size = os.fstat(fd).st_size
+        if not size:
+            raise InvalidArchive("empty")
+        data = mmap(fd, size, prot=PROT_READ)
+        reader = TarReader(data)
+        try:
+            builder.read(reader)
+        finally:
+            reader.close()
+            with suppress(BufferError):  # the traceback of an error still has a piece
+                data.close()
         return builder.finish(out, identity=identity, tar_size=size)
     finally:
         builder.discard()
+        os.close(fd)

@@ -13,10 +13,9 @@ compact forms that mkfs.erofs(1) writes for uncompressed trees with blocks of an
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from struct import Struct
 
@@ -40,7 +39,7 @@ class Image(Contents):
     Raises InvalidArchive at once for what is no index, and later for what is damaged.
     """
 
-    def __init__(self, data: bytes | mmap.mmap, devices: Sequence[int] = ()) -> None:
+    def __init__(self, data: bytes, devices: Sequence[int] = ()) -> None:
         if len(data) < f.SUPER_OFFSET + f.SUPER.size:
             raise InvalidArchive("no EROFS index: too short")
         head = f.Superblock(*f.SUPER.unpack_from(data, f.SUPER_OFFSET))
@@ -268,17 +267,12 @@ class Image(Contents):
         after: int = (end + 3) & ~3
         return after
 
-    def close(self) -> None:
-        """Let go of the index; pieces of it that were given out keep it until they go too."""
-        with suppress(BufferError):
-            self._data.release()
-
 
 @contextmanager
 def open_image(
     index: str | bytes | Path, devices: Sequence[str | bytes | Path] = ()
 ) -> Iterator[Image]:
-    """An image of files, opened for reading; the index must keep its length meanwhile.
+    """An image of files; the index, a hundredth of a layer, is read into memory.
 
     Raises InvalidArchive for an empty or a damaged one, OSError.
     """
@@ -287,15 +281,5 @@ def open_image(
         for path in (index, *devices):
             fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             stack.callback(os.close, fds[-1])
-        if not os.fstat(fds[0]).st_size:
-            raise InvalidArchive("no EROFS index: empty")
-        data = mmap.mmap(fds[0], 0, prot=mmap.PROT_READ)
-        stack.callback(_close, data)
-        image = Image(data, fds[1:])
-        stack.callback(image.close)
-        yield image
-
-
-def _close(data: mmap.mmap) -> None:
-    with suppress(BufferError):  # a traceback, say, still has a piece
-        data.close()
+        with open(fds[0], "rb", closefd=False) as stream:
+            yield Image(stream.read(), fds[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from mmap import mmap
 from typing import NoReturn, Protocol
 
 from lamina.archive.tar import header, pax, sparse
@@ -71,9 +72,10 @@ class TarReader:
     """The entries of a tar stream, by iteration.
 
     ``stream`` is anything with ``readinto`` or ``read``; an open regular file is read from its
-    position on, and what is passed over is not read at all. The content of the entry at hand
-    comes from :meth:`chunks` or :meth:`copy_to`; what is left of it is skipped by the next
-    step. At the end the stream is read out, and what follows the archive is let go.
+    position on, and what is passed over is not read at all. A mapped file is read where it lies,
+    from its start, without an observer; nobody may truncate it meanwhile. The content of the
+    entry at hand comes from :meth:`chunks` or :meth:`copy_to`; what is left of it is skipped by
+    the next step. At the end the stream is read out, and what follows the archive is let go.
 
     Memory is one buffer of 1 MiB and what ``limits`` allow. Raises InvalidArchive for whatever
     is damaged or beyond the limits, OSError where the stream does.
@@ -81,12 +83,12 @@ class TarReader:
 
     def __init__(
         self,
-        stream: Readable,
+        stream: Readable | mmap,
         *,
         observer: Observer | None = None,
         limits: Limits = _DEFAULT_LIMITS,
     ) -> None:
-        self._source = Source(stream, observer)
+        self._source = Source.of(stream, observer)
         self._observer = observer
         self._limits = limits
         self._entry: Entry | None = None
@@ -153,6 +155,10 @@ class TarReader:
             os.ftruncate(fd, base + entry.size)
         except InvalidArchive as error:
             self._fail(error)
+
+    def close(self) -> None:
+        """Let go of a mapped file, so that it can be closed. Streams are the caller's anyway."""
+        self._source.view.release()
 
     def _fail(self, error: InvalidArchive) -> NoReturn:
         """Name the entry, and have no second try."""

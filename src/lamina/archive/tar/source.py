@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from mmap import mmap
 from stat import S_ISREG
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
@@ -63,6 +64,11 @@ class Source:
                 return False
             self.end += got
         return True
+
+    @classmethod
+    def of(cls, stream: Readable | mmap, observer: Observer | None) -> Source:
+        """The source that fits ``stream``."""
+        return _Mapped(stream) if isinstance(stream, mmap) else cls(stream, observer)
 
     def _read(self) -> int:
         """Read behind the end of the buffer's content; how many bytes."""
@@ -169,6 +175,37 @@ class Source:
             self.report()
         if self._file is not None:
             self._file.finish()
+
+
+class _Mapped(Source):
+    """A whole file in memory: nothing is read, and what is skipped is not even looked at."""
+
+    def __init__(self, data: mmap) -> None:
+        self.buffer = data  # type: ignore[assignment]
+        self.view = memoryview(data)
+        self.start = 0
+        self.end = len(data)
+        self._base = self._seen = 0
+        self._observer = None
+        self._file = None
+
+    def fill(self, count: int) -> bool:
+        """Whether there are ``count`` bytes more."""
+        return self.end - self.start >= count
+
+    def holds(self, count: int) -> bool:
+        """The same."""
+        return self.end - self.start >= count
+
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` bytes; InvalidArchive when the file ends before."""
+        if count > self.end - self.start:
+            truncated()
+        self.start += count
+
+    def drain(self) -> None:
+        """Pass over all the rest."""
+        self.start = self.end
 
 
 class _RegularFile:
