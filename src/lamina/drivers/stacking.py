@@ -98,8 +98,11 @@ class StackingDriver(DirectoryDriver):
             squash(layers, self._format(), target, lowers=[Path(path) for path in below])
 
     @contextmanager
-    def _trees(self, chain: Chain) -> Iterator[list[str]]:
-        """Directories that show a chain's tree, nearest first; they are there within the block."""
+    def _trees(self, chain: Chain, *, bottom: bool = True) -> Iterator[list[str]]:
+        """Directories that show a chain's tree, nearest first; they are there within the block.
+
+        Without ``bottom`` the chain stands on further layers, which its marks are about.
+        """
         yield self._directories(chain)
 
     def _split(self, id: LayerId, parent: LayerId | None) -> tuple[Chain, Chain] | None:
@@ -132,7 +135,8 @@ class StackingDriver(DirectoryDriver):
             split = self._split(id, parent)
             if split is None:
                 return naive.diff(self, id, parent, on_close=held.close, options=options)
-            uppers, lowers = (held.enter_context(self._trees(chain)) for chain in split)
+            uppers = held.enter_context(self._trees(split[0], bottom=False))
+            lowers = held.enter_context(self._trees(split[1]))
             below = self._lowers_to_pack(uppers, lowers)
             view = self._view(id)
             chunks = pack(uppers, fmt=view, idmap=self.idmap, lowers=below, options=options)
@@ -149,7 +153,12 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.changes(self, id, parent)
-        with self._there(id), self._trees(split[0]) as uppers, self._trees(split[1]) as lowers:
+        above, below = split
+        with (
+            self._there(id),
+            self._trees(above, bottom=False) as uppers,
+            self._trees(below) as lowers,
+        ):
             return changes_from_uppers(uppers, lowers, self._view(id))
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
@@ -160,5 +169,5 @@ class StackingDriver(DirectoryDriver):
         split = self._split(id, parent)
         if split is None:
             return naive.diff_size(self, id, parent)
-        with self._there(id), self._trees(split[0]) as uppers:
+        with self._there(id), self._trees(split[0], bottom=False) as uppers:
             return stack.size(stack.walk(uppers, self._view(id)))

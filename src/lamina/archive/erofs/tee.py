@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from lamina.archive.tar import Readable
+from lamina.archive.zeros import PunchedWriter
 
 
 class Tee:
-    """Reads ``stream`` and writes all that it gives to ``fd``, in the blocks in which it comes.
+    """Reads ``stream`` and writes all that it gives to the empty file ``fd``.
 
-    For a TarReader, which reads every byte of what is no plain file, and to the end. ``also`` gets
-    each block too, say to hash it.
+    For a TarReader, which reads every byte of what is no plain file, and to the end. Zeros become
+    holes, so that a sparse file costs little though its tar has all of it. ``also`` gets each block
+    too, say to hash it.
     """
 
     def __init__(
-        self, stream: Readable, fd: int, also: Callable[[bytes], None] | None = None
+        self, stream: Readable, fd: int, also: Callable[[memoryview], None] | None = None
     ) -> None:
-        self.size = 0
-        """Bytes so far."""
         self._stream = stream
-        self._fd = fd
+        self._readinto: Callable[[memoryview], int] = getattr(stream, "readinto", self._copy)
+        self._writer = PunchedWriter(fd)
         self._also = also
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._writer.offset
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Some bytes; 0 at the end."""
+        count = self._readinto(buffer)
+        if count:
+            data = buffer[:count]
+            self._writer.write(data)
+            if self._also is not None:
+                self._also(data)
+        return count
 
     def read(self, size: int, /) -> bytes:
         """At most ``size`` bytes; none at the end."""
-        data = self._stream.read(size)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        if data and self._also is not None:
-            self._also(data)
-        self.size += len(data)
-        return data
+        buffer = memoryview(bytearray(size))
+        return bytes(buffer[: self.readinto(buffer)])
+
+    def finish(self) -> None:
+        """Complete the file, at the stream's end."""
+        self._writer.finish()
+
+    def _copy(self, buffer: memoryview) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

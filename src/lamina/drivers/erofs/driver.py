@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.drivers.base import NO_OPTIONS, FileGetter, Staged, nearest_existing
 from lamina.drivers.directory import DirectoryGetter, StagedDirectory
+from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
 from lamina.drivers.layout import Chain
 from lamina.drivers.overlay import OverlayDriver
@@ -79,17 +80,29 @@ class ErofsDriver(OverlayDriver):
     # -- mounts -------------------------------------------------------------------------
 
     @contextmanager
-    def _trees(self, chain: Chain) -> Iterator[list[str]]:
-        """One directory a layer, or one for all tars at the bottom; mounted for the block."""
+    def _trees(self, chain: Chain, *, bottom: bool = True) -> Iterator[list[str]]:
+        """One directory a layer, but one for all tars at the bottom; mounted for the block."""
+        layers = [self._tar_layer(id) for id in chain.layers]
+        tars = self._tars_at_bottom(layers) if bottom and chain.base is None else []
         with ExitStack() as stack:
             trees = []
-            for id in chain.layers:
-                layer = self._tar_layer(id)
-                if layer.is_complete:
-                    trees.append(stack.enter_context(layer.mounted()))
-                else:
-                    trees.append(self.layout.path(id, "diff"))
+            for layer in layers[: len(layers) - len(tars)]:
+                directory = f"{layer.path}/diff"
+                trees.append(
+                    stack.enter_context(layer.mounted()) if layer.is_complete else directory
+                )
+            if tars:
+                staging = stack.enter_context(self.layout.staging.directory())
+                trees.append(stack.enter_context(TarChain(tars).mounted(staging)))
             yield trees + ([] if chain.base is None else [str(chain.base)])
+
+    @staticmethod
+    def _tars_at_bottom(layers: list[TarLayer]) -> list[TarLayer]:
+        """The tars at the end of a list."""
+        first = len(layers)
+        while first and layers[first - 1].is_complete:
+            first -= 1
+        return layers[first:]
 
     def _tar_layer(self, id: LayerId) -> TarLayer:
         return TarLayer(self.layout.path(id, "").rstrip("/"))
@@ -103,16 +116,18 @@ class ErofsDriver(OverlayDriver):
             return Path(merged)
         chain = self.layout.chain(id)
         self._check_chain(id, chain)
-        with self._trees(Chain((id, *chain.layers), chain.base)) as trees:
-            os.makedirs(merged, mode=0o700, exist_ok=True)
-            if len(trees) > 1:
+        os.makedirs(merged, mode=0o700, exist_ok=True)
+        tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
+        if len(tars) > len(chain.layers) and chain.base is None:
+            with self.layout.staging.directory() as staging:
+                fd = TarChain(tars).open_mount(staging)
+            try:
+                move_mount(fd, merged)
+            finally:
+                os.close(fd)
+        else:
+            with self._trees(Chain((id, *chain.layers), chain.base)) as trees:
                 Overlay(trees, label=mount_label).mount(merged)
-            else:
-                fd = layer.open_mount()
-                try:
-                    move_mount(fd, merged)
-                finally:
-                    os.close(fd)
         return Path(merged)
 
     # -- what is known ------------------------------------------------------------------

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lamina.kernel import erofs
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from lamina.archive.erofs import Image
     from lamina.archive.erofs.below import Below
     from lamina.archive.tar import Observer
@@ -63,7 +60,7 @@ class TarLayer:
         return [self.tar, self.beside] if os.path.exists(self.beside) else [self.tar]
 
     def facts(self) -> dict[str, Any]:
-        """What is recorded of it: ``size``, bytes of its files."""
+        """What is recorded of it: ``size``, bytes of its files, and ``diff_id``."""
         with open(f"{self.path}/facts", "rb") as file:
             found: dict[str, Any] = json.load(file)
             return found
@@ -75,11 +72,8 @@ class TarLayer:
     @contextmanager
     def mounted(self) -> Iterator[str]:
         """A path to :meth:`open_mount`, good for this process and this block."""
-        fd = self.open_mount()
-        try:
-            yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
+        with _path_to(self.open_mount()) as path:
+            yield path
 
     @contextmanager
     def image(self) -> Iterator[Image]:
@@ -101,30 +95,33 @@ class TarLayer:
         ``progress`` is called now and then with how many bytes of the tar are done.
         Raises InvalidArchive, LayerUnsupported, OSError; the tar is whole for LayerUnsupported.
         """
-        from lamina.archive.erofs import IndexBuilder
+        from lamina.archive.erofs import IndexBuilder, Tee
         from lamina.archive.tar import TarReader
         from lamina.archive.unpack import Unpacked
+
+        hasher = _Hasher(stream)
+
+        def also(data: memoryview) -> None:
+            hasher.update(data)
+            if progress is not None:
+                progress(tee.size)
 
         builder = IndexBuilder(lowers=below, beside=Path(self.beside))
         try:
             with open(self.tar, "xb", buffering=0) as file:
-                written = _Written(stream, file, progress)
-                builder.read(TarReader(cast(BinaryIO, written), observer=observer))
-                written.finish()
+                tee = Tee(stream, file.fileno(), also)
+                builder.read(TarReader(tee, observer=observer))
+                tee.finish()
                 os.fchmod(file.fileno(), _READ_ONLY)
-            with open(self.index, "xb") as file:
-                built = builder.finish(
-                    file.fileno(), identity=written.diff_id, tar_size=written.size
-                )
-                os.fchmod(file.fileno(), _READ_ONLY)
+            with open(self.index, "xb") as index:
+                diff_id = hasher.diff_id
+                built = builder.finish(index.fileno(), identity=diff_id, tar_size=tee.size)
+                os.fchmod(index.fileno(), _READ_ONLY)
         finally:
             builder.discard()
-        self._write_facts(built.size)
+        with open(f"{self.path}/facts", "w") as facts:
+            json.dump({"size": built.size, "diff_id": diff_id}, facts)
         return Unpacked(built.size, built.entries, 0)
-
-    def _write_facts(self, size: int) -> None:
-        with open(f"{self.path}/facts", "w") as file:
-            json.dump({"size": size}, file)
 
     def move_to(self, other: TarLayer) -> None:
         """Let another layer, which has none, have these files; the index last."""
@@ -145,6 +142,51 @@ class TarLayer:
 
 
 @contextmanager
+def _path_to(fd: int) -> Iterator[str]:
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+class Chain:
+    """The index of a layer and all below it as one, ``layers`` being tars, the topmost first."""
+
+    def __init__(self, layers: Sequence[TarLayer]) -> None:
+        self.layers = layers
+
+    def open_mount(self, staging: str) -> int:
+        """A detached mount; the index is made in the directory ``staging`` if it is not there."""
+        top = self.layers[0]
+        if len(self.layers) == 1:
+            return top.open_mount()
+        if not os.path.exists(top.chain):
+            self._make(f"{staging}/chain")
+        devices = [device for layer in reversed(self.layers) for device in layer.devices]
+        return erofs.open_mount(top.chain, devices)
+
+    @contextmanager
+    def mounted(self, staging: str) -> Iterator[str]:
+        """A path to :meth:`open_mount`, good for this process and this block."""
+        with _path_to(self.open_mount(staging)) as path:
+            yield path
+
+    def _make(self, staged: str) -> None:
+        from lamina.archive.erofs import merge_indexes, open_image
+
+        identity = hashlib.sha256()
+        with ExitStack() as stack:
+            images = []
+            for layer in reversed(self.layers):
+                images.append(stack.enter_context(open_image(layer.index)))
+                identity.update(layer.facts()["diff_id"].encode())
+            file = stack.enter_context(open(staged, "xb"))
+            merge_indexes(images, file.fileno(), identity=f"sha256:{identity.hexdigest()}")
+            os.fchmod(file.fileno(), _READ_ONLY)
+        os.rename(staged, self.layers[0].chain)  # another process's has the same bytes
+
+
+@contextmanager
 def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
     """The tree that some layers show, topmost first."""
     from lamina.archive.erofs import Layers
@@ -153,57 +195,22 @@ def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
         yield Layers([stack.enter_context(layer.image()) for layer in layers])
 
 
-class _Written(io.RawIOBase):
-    """A stream that is written to a file as it is read, and hashed unless it hashes itself.
+class _Hasher:
+    """The DiffID of a stream, which it has itself if it comes from decompression."""
 
-    Zeros become holes, so that a sparse file costs little though its tar has all of it.
-    """
-
-    def __init__(
-        self, stream: BinaryIO, file: io.FileIO, progress: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         from lamina.archive.compression import Decompressed
-        from lamina.archive.zeros import PunchedWriter
 
-        super().__init__()
-        self._stream = stream
-        self._readinto: Callable[[memoryview], int] = getattr(stream, "readinto", self._read)
-        self._file = PunchedWriter(file.fileno())
-        self._progress = progress
-        self._hash = None if isinstance(stream, Decompressed) else hashlib.sha256()
+        self._stream = stream if isinstance(stream, Decompressed) else None
+        self._hash = hashlib.sha256()
 
-    @property
-    def size(self) -> int:
-        """Bytes read so far."""
-        return self._file.offset
-
-    def finish(self) -> None:
-        """Complete the file."""
-        self._file.finish()
+    def update(self, data: memoryview) -> None:
+        if self._stream is None:
+            self._hash.update(data)
 
     @property
     def diff_id(self) -> str:
-        """Digest of all that was read, at the end."""
-        if self._hash is None:
-            found: str = self._stream.diff_id  # type: ignore[attr-defined]
-            return found
+        """At the stream's end."""
+        if self._stream is not None:
+            return self._stream.diff_id
         return f"sha256:{self._hash.hexdigest()}"
-
-    def readable(self) -> bool:
-        return True
-
-    def _read(self, view: memoryview) -> int:
-        data = self._stream.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        count = self._readinto(view)
-        data = view[:count]
-        if self._hash is not None:
-            self._hash.update(data)
-        self._file.write(data)
-        if self._progress is not None:
-            self._progress(self.size)
-        return count
