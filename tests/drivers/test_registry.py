@@ -8,11 +8,12 @@ import pytest
 
 from lamina.drivers import availability, choose, driver_class, register, registry
 from lamina.errors import DriverUnsupported, InvalidName
+from tests.support import need_filesystem
 from tests.users import User
 
 
 def test_an_unknown_driver_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InvalidName, match="there are: overlay, aufs, vfs"):
+    with pytest.raises(InvalidName, match="there are: erofs, overlay, aufs, vfs"):
         driver_class("zfs")
 
 
@@ -22,9 +23,10 @@ def test_every_known_driver_has_its_name() -> None:
 
 
 @pytest.mark.root
-def test_root_gets_overlay(tmp_path: Path) -> None:
-    assert choose(tmp_path / "not there yet") == "overlay"
-    assert next(a.name for a in availability(tmp_path) if a.reason is None) == "overlay"
+def test_root_gets_erofs(tmp_path: Path) -> None:
+    need_filesystem("erofs")
+    assert choose(tmp_path / "not there yet") == "erofs"
+    assert next(a.name for a in availability(tmp_path) if a.reason is None) == "erofs"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,7 +49,7 @@ def test_an_ordinary_user_gets_vfs_and_is_told_why(ordinary_user: User) -> None:
 def test_a_driver_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_KNOWN", dict(registry._KNOWN))
     register("mine", "lamina.drivers.vfs:VfsDriver", before="vfs")
-    assert registry.names() == ["overlay", "aufs", "mine", "vfs"]
+    assert registry.names() == ["erofs", "overlay", "aufs", "mine", "vfs"]
 
 
 def test_no_driver_at_all_gives_every_reason(

@@ -14,6 +14,7 @@ from tests.archive import tars
 from tests.archive.erofs import indexes
 from tests.archive.tars import archive, device, directory, fifo, file, hardlink, symlink
 from tests.archive.trees import differences
+from tests.support import need_filesystem
 
 pytestmark = pytest.mark.root
 
@@ -33,6 +34,18 @@ def same(memory: Path, tar: bytes | Path) -> indexes.Index:
 
 def test_the_debian_root_is_what_unpacking_makes(memory: Path, debian_root: Path) -> None:
     same(memory, debian_root)
+
+
+def test_plain_files_and_loop_devices_show_the_same(ext4: Path) -> None:
+    from tests.archive.erofs.test_image import ARCHIVE
+
+    need_filesystem("erofs")
+    index = indexes.build(ext4 / "index", ARCHIVE)
+    with index.open() as image:
+        expected = indexes.of_image(image)
+    for use_loop in (None, True):
+        with index.mounted(use_loop=use_loop) as root:
+            assert differences(indexes.facts(root), expected) == []
 
 
 def test_every_kind_of_entry(memory: Path) -> None:

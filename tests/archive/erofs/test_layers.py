@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ class Stack:
         assert differences(ours, kernels) == []
         return merged
 
+    def check_mounted(self) -> None:
+        """Overlayfs over the layers' own indexes shows what a mount of the merged one shows."""
+        merged = indexes.merge(self.place / "merged", self.indexes)
+        with ExitStack() as mounts:
+            tops = [mounts.enter_context(index.mounted()) for index in self.indexes[::-1]]
+            one = mounts.enter_context(merged.mounted())
+            for lowers, name in ((tops, "stacked"), ([one], "alone")):
+                with layers.overlay(self.place / name, lowers) as root:
+                    found = indexes.without(indexes.facts(root), "links")
+                if name == "stacked":
+                    expected = found
+        assert differences(found, expected) == []
+
 
 @pytest.fixture
 def stack(memory: Path) -> Stack:
@@ -100,6 +114,7 @@ def test_whiteouts_hide_what_is_below(stack: Stack) -> None:
         file("g/h/j", b"j"),
     )
     stack.add(file("d/.wh.c"), directory("a"), file("a/x", b"x"), file(".wh.g"))
+    stack.check_mounted()
     merged = stack.check_merged()
     with merged.mounted() as root:
         assert sorted(path.name for path in root.iterdir()) == ["a", "d", "e"]
@@ -131,6 +146,7 @@ def test_a_link_to_a_lower_file_copies_it_up(stack: Stack) -> None:
     stack.add(hardlink("p", "d/p"), hardlink("three", "one"), file(".wh.one"))
     stack.add(hardlink("x", "d/f"), file("d/.wh.f"))
     stack.check_merged()
+    stack.check_mounted()
 
 
 def test_an_opaque_top_hides_every_name(stack: Stack) -> None:
@@ -216,6 +232,22 @@ def test_any_layers_come_to_what_the_kernel_shows(
             stack.add(*layer)
         if stack.trees:
             stack.check_merged()
+    finally:
+        shutil.rmtree(place)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(entries, min_size=1, max_size=8), min_size=2, max_size=3))
+def test_any_layers_mounted_are_what_their_merged_index_is(
+    memory_once: Path, made: list[Sequence[Made]]
+) -> None:
+    place = Path(tempfile.mkdtemp(dir=memory_once))
+    try:
+        stack = Stack(place)
+        for layer in made:
+            stack.add(*layer)
+        if stack.trees:
+            stack.check_mounted()
     finally:
         shutil.rmtree(place)
 

@@ -24,6 +24,7 @@ def streamed(place: Path, data: bytes) -> tuple[Path, str]:
     with (place / "tar").open("wb", buffering=0) as tar, (place / "index").open("wb") as out:
         tee = Tee(io.BytesIO(data), tar.fileno(), digest.update)
         builder.read(TarReader(tee))
+        tee.finish()
         identity = "sha256:" + digest.hexdigest()
         builder.finish(out.fileno(), identity=identity, tar_size=tee.size)
     return place / "index", identity
