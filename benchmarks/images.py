@@ -35,7 +35,7 @@ DOCKER_LEVEL = 6
 """What gzip(1) does unless told otherwise."""
 
 PODMAN_LEVEL = 4
-"""The lowest level of ours whose result is no larger than podman's (pgzip, level 5)."""
+"""The lowest level of ours whose result is no larger than podman's, whose level can't be set."""
 
 
 @dataclass
