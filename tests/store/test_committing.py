@@ -189,3 +189,15 @@ def test_squashing_counts_from_the_top_too(store: Store, image: Image) -> None:
     for first, last in ((2, 1), (0, 4), (-5, 0)):
         with pytest.raises(InvalidName, match="no layers"):
             store.squash(stack, first, last)
+
+
+def test_where_a_directory_lies_is_no_part_of_its_image(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    images = []
+    for place in ("one", "two"):
+        (tmp_path / place / "root").mkdir(parents=True)
+        (tmp_path / place / "root/file").write_text("x")
+        images.append(store.import_directory(tmp_path / place / "root"))
+    assert images[0] == images[1]

@@ -191,7 +191,7 @@ class Store:
                 self._core,
                 tar,
                 name,
-                what=f"importing {directory}",
+                what=f"importing {directory.resolve().name or directory}",
                 config=config,
                 progress=progress or self._core.progress,
                 root_fs=False,
