@@ -24,8 +24,9 @@ class Docker:
     """The client of a dockerd."""
 
     def __init__(self, socket: Path, home: Path) -> None:
+        self.host = f"unix://{socket}"
         self._env = {
-            "PATH": _PATH, "DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(home),
+            "PATH": _PATH, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(home),
             "HOME": str(home),
         }  # fmt: skip
 

@@ -31,11 +31,12 @@ def tree(top: Path) -> dict[str, Entry]:
             path = os.fsdecode(os.path.relpath(full, os.fsencode(top)))
             status = os.lstat(full)
             found[path] = _entry(full, status)
-            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            if stat.S_ISREG(status.st_mode):  # fuse-overlayfs says of some that they have one link
                 links.setdefault((status.st_dev, status.st_ino), []).append(path)
     for paths in links.values():
-        for path in paths:
-            found[path]["links"] = sorted(paths)
+        if len(paths) > 1:
+            for path in paths:
+                found[path]["links"] = sorted(paths)
     return found
 
 

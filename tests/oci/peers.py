@@ -19,11 +19,11 @@ class Skopeo:
 
     def __init__(self, ground: Path) -> None:
         support.need("skopeo")
-        self._policy = ground / "policy.json"
-        self._policy.write_text(json.dumps(_POLICY))
+        self.policy = ground / "policy.json"
+        self.policy.write_text(json.dumps(_POLICY))
 
     def __call__(self, *argv: str | Path) -> str:
-        return support.run("skopeo", "--policy", self._policy, *argv).stdout.decode()
+        return support.run("skopeo", "--policy", self.policy, *argv).stdout.decode()
 
     def copy(self, source: str, target: str, *options: str) -> None:
         """``skopeo copy``; all platforms or none of an index."""
@@ -44,12 +44,12 @@ class Skopeo:
 class Podman:
     """podman(1) on a store of its own; :func:`podman` makes one."""
 
-    def __init__(self, root: Path, run: str, policy: Path) -> None:
+    def __init__(self, root: Path, run: str, policy: Path, driver: str) -> None:
         self._store: list[str | Path] = [
-            "--root", root, "--runroot", run, "--storage-driver", "vfs", "--log-level", "error",
+            "--root", root, "--runroot", run, "--storage-driver", driver, "--log-level", "error",
         ]  # fmt: skip
         self._options = [*self._store, "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
-        self._policy = policy
+        self.policy = policy
 
     def __call__(self, *argv: str | Path) -> str:
         return support.run("podman", *self._options, *argv).stdout.decode()
@@ -57,12 +57,19 @@ class Podman:
     def buildah(self, verb: str, *argv: str | Path) -> str:
         """buildah(1) on the same store."""
         support.need("buildah")
-        done = support.run("buildah", *self._store, verb, "--signature-policy", self._policy, *argv)
-        return done.stdout.decode()
+        if verb in ("from", "pull", "push", "commit"):
+            argv = ("--signature-policy", self.policy, *argv)
+        return support.run("buildah", *self._store, verb, *argv).stdout.decode()
 
     def load(self, archive: str | Path) -> None:
         """``podman load``."""
-        self("load", "--signature-policy", self._policy, "-i", archive)
+        self("load", "--signature-policy", self.policy, "-i", archive)
+
+    @contextmanager
+    def mounted(self, image: str) -> Iterator[Path]:
+        """The tree of an image."""
+        yield Path(self("image", "mount", image).strip())
+        self("image", "unmount", image)
 
     def names(self) -> list[str]:
         """All names in its store."""
@@ -75,7 +82,7 @@ class Podman:
 
 
 @contextmanager
-def podman(ground: Path) -> Iterator[Podman]:
+def podman(ground: Path, driver: str = "vfs") -> Iterator[Podman]:
     """A podman whose store goes at the end."""
     if not support.is_root():
         support.missing("needs root (with the right to mount)")
@@ -85,7 +92,7 @@ def podman(ground: Path) -> Iterator[Podman]:
     home = ground / "podman"
     # The path of its run root has 50 characters at most, unlike one below TMPDIR.
     with tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run") as run:
-        found = Podman(home, run, policy)
+        found = Podman(home, run, policy, driver)
         try:
             yield found
         finally:
