@@ -364,9 +364,10 @@ def test_an_image_whose_tar_no_driver_takes_is_named_and_the_rest_comes(
     name = add_layer_with_whiteout_of_no_name(docker_root, f"sha256:{BASE_CHAIN}", BASE)
     result = bring(docker_root, store)
     assert (result.images, result.containers) == (9, 4)
-    (fault,) = result.faults
-    assert (fault.kind, fault.id) == ("image", name)
-    assert "a whiteout that names no entry" in fault.what
+    layer, image = result.faults
+    assert (layer.kind, image.kind, image.id, image.cause) == ("layer", "image", name, layer.id)
+    assert "a whiteout that names no entry" in layer.what
+    assert result.left_out.images == [name]
     assert store.check(contents=True) == []
 
 

@@ -205,7 +205,7 @@ def test_what_only_the_old_tree_has_keeps_it(docker_root: Path) -> None:
     with pytest.raises(DamageFound, match=f"would be left out: container {box.name[:12]}$"):
         rewrite(docker_root)
     rewrite(docker_root, leave_out=True)
-    assert only_in_old(docker_root) == LeftOut(containers=(box.name[:12],))
+    assert only_in_old(docker_root) == LeftOut(containers=[box.name[:12]])
     config["Name"] = "/newer"
     newer = box.with_name("a" * 64)
     newer.mkdir()
@@ -244,7 +244,7 @@ def test_what_was_left_out_is_still_known_after_an_interruption(
             rewrite(docker_root, leave_out=True)
     result = rewrite(docker_root)
     assert result.containers == 1
-    assert result.left_out.containers == ("c-difffail", "c-running", "c-stopped")
+    assert result.left_out.containers == ["c-difffail", "c-running", "c-stopped"]
     assert only_in_old(docker_root) == result.left_out
 
 

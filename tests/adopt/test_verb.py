@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,14 @@ from lamina.store import Store
 from lamina.store.adopt import DockerSource
 from lamina.store.adopt.bringing import Bringing
 from lamina.store.rewrite.place import Place
+from tests import users
 from tests.adopt import trees
-from tests.adopt.test_source import SECOND
+from tests.adopt.conftest import CONTAINERS
+from tests.adopt.test_source import BASE, IMAGE, SECOND
 
 pytestmark = pytest.mark.root
+
+IN_PLACE = ("--in-place", "--to", "docker-overlay2")
 
 
 class Cli:
@@ -63,7 +69,71 @@ def test_a_fault_is_named_and_the_status_says_so(docker_root: Path, cli: Cli) ->
     assert "conf' is not what it was" in err
     out, err = cli("adopt", docker_root, "--bring", status=1)
     assert out.startswith("1 image and 1 container brought")
-    assert "image fx/l2:add" in err
+    cause, left_out = err.splitlines()
+    assert cause.startswith("lamina: layer 3611d142b5d8: file 'opt/app/etc/conf' is not what it")
+    assert left_out.startswith("lamina: left out: images fx/l2:add, ")
+    assert left_out.endswith(" and containers c-difffail, c-running, c-stopped")
+    said = json.loads(cli("adopt", docker_root, "--bring", "--format", "json", status=1)[0])
+    assert said["here"] == {"images": 1, "containers": {"overlay": 1}}
+    assert "fx/l7:rootdel" in said["left_out"]["images"]
+    assert [fault["kind"] for fault in said["faults"] if not fault["cause"]] == ["layer"]
+
+
+def test_one_missing_layer_is_one_line(docker_root: Path, cli: Cli) -> None:
+    shutil.rmtree(docker_root / "aufs/diff" / SECOND)
+    out, err = cli("adopt", docker_root, status=1)
+    cause, damaged = err.splitlines()
+    assert re.fullmatch(
+        rf"lamina: branch ({SECOND[:12]}): aufs/diff/\1 is missing \(\d\d more follow from that\)",
+        cause,
+    )
+    assert damaged.startswith("lamina: damaged: images fx/l2:add, ")
+    status = {line.split()[0]: line.split()[-1] for line in out.splitlines() if "  " in line}
+    assert (status["fx/base:0"], status["fx/l2:add"]) == ("ok", "damaged")
+    assert (status["c-created"], status["c-stopped"]) == ("ok", "damaged")
+    assert len(cli("--debug", "adopt", docker_root, status=1)[1].splitlines()) > 20
+    out, err = cli("adopt", docker_root, *IN_PLACE, status=1)
+    assert err.splitlines()[-1].endswith("; --leave-out-damaged rewrites the rest")
+    assert not (docker_root / "lamina-rewrite").exists()
+
+
+def test_what_has_not_even_a_record_is_listed_as_damaged(docker_root: Path, cli: Cli) -> None:
+    (docker_root / "image/aufs/imagedb/content/sha256" / IMAGE).unlink()
+    (docker_root / "containers" / CONTAINERS["c-created"] / "config.v2.json").write_text("{")
+    out, err = cli("adopt", docker_root, status=1)
+    lost = [line for line in out.splitlines() if line.endswith("damaged")]
+    assert any(IMAGE[:12] in line for line in lost)
+    assert any(CONTAINERS["c-created"][:12] in line for line in lost)
+    assert "lamina: damaged: image" in err
+
+
+def test_names_choose_what_is_listed_and_read(docker_root: Path, cli: Cli) -> None:
+    (docker_root / "aufs/diff" / BASE / "bin/busybox").write_bytes(b"")
+    out, _ = cli("adopt", docker_root, "fx/l2", "c-created")
+    assert "fx/l2:add" in out
+    assert "c-created" in out
+    assert "c-stopped" not in out
+    out, _ = cli("adopt", docker_root, "--check", "fx/base", status=1)
+    assert "Verified: 1 layer, 1 fault" in out
+    _, err = cli("adopt", docker_root, "fx/bse", status=1)
+    assert "no image or container called 'fx/bse'" in err
+
+
+def test_an_id_may_be_as_short_as_it_is_clear(docker_root: Path, cli: Cli) -> None:
+    out, _ = cli("adopt", docker_root, "95713c")
+    assert "fx/l7:rootdel" in out
+    _, err = cli("adopt", docker_root, "5", status=1)
+    assert "5 begins several ids: " in err
+
+
+def test_whoever_is_not_root_is_told_at_once(docker_root: Path, ordinary_user: users.User) -> None:
+    for mode in (("--bring",), ("--read-only",), IN_PLACE):
+        argv = [ordinary_user.python, "-m", "lamina", "adopt", docker_root, *mode]
+        done = ordinary_user.run(argv)
+        assert done.returncode == 1
+        assert done.stderr.decode() == (
+            f"lamina: taking over what is in {docker_root} takes root: use sudo\n"
+        )
 
 
 def test_a_dry_run_then_the_real_one(docker_root: Path, cli: Cli) -> None:
@@ -100,7 +170,7 @@ def test_reading_in_place_takes_the_aufs_driver(docker_root: Path, cli: Cli) -> 
 
 def test_rewriting_and_deleting(docker_root: Path, cli: Cli) -> None:
     out, _ = cli("adopt", docker_root, "--in-place", "--to", "docker-overlay2", "--dry-run")
-    assert out.startswith("13 images, 9 layers and 4 containers to be rewritten")
+    assert out.startswith("13 images (4 of them without a name), 9 layers and 4 containers to be")
     assert not (docker_root / "overlay2").exists()
     out, err = cli("adopt", docker_root, "--in-place", "--to", "docker-overlay2")
     assert "rewritten for overlay2" in out
@@ -115,9 +185,6 @@ def test_rewriting_and_deleting(docker_root: Path, cli: Cli) -> None:
     out, _ = cli("adopt", docker_root, "--in-place", "--delete-source")
     assert "rewritten and deleted before" in out
     assert os.listdir(docker_root / "image") == ["overlay2"]
-
-
-IN_PLACE = ("--in-place", "--to", "docker-overlay2")
 
 
 def test_an_interrupted_rewriting_says_that_it_goes_on(
@@ -189,7 +256,13 @@ def test_store_and_docker_root_lie_apart(docker_root: Path, cli: Cli, place: str
         (("--to", "docker-overlay2"), "go with --in-place"),
         (("--in-place",), "needs --to"),
         (("--copy",), "goes with --bring"),
-        (("fx/l2:add",), "go with --bring"),
+        (("--bring", "--read-only"), "--bring and --read-only can't be had at once"),
+        (("--check", "--bring"), "--check and --bring can't"),
+        (("--bring", "--in-place", "--to", "docker-overlay2"), "--bring and --in-place can't"),
+        (("fx/l2:add", "--in-place", "--to", "docker-overlay2"), "takes no names"),
+        (("--dry-run",), "go with --bring"),
+        (("--force", "--bring"), "--force goes with --delete-source"),
+        (("--leave-out-damaged",), "goes with --in-place --to"),
         (("--in-place", "--to", "zfs"), "docker-overlay2"),
     ],
 )

@@ -62,17 +62,29 @@ class Branches:
         """
         for id in sorted(self._chains.keys() | self._directories):
             if (wrong := self.wrong(id)) is not None:
-                yield Fault("branch", id, wrong)
+                yield Fault("branch", id, wrong, self._missing_below(id))
         for layer in catalog.layers.values():
             below = tuple(record.cache_id for record in catalog.chain(layer.parent))[::-1]
             if (fault := self._differs(layer.cache_id, below)) is not None:
-                yield Fault("layer", layer.chain_id, fault)
+                yield Fault("layer", layer.chain_id, fault, self._cause(layer.cache_id))
         for box in catalog.containers.values():
             below = tuple(record.cache_id for record in catalog.chain(box.chain))[::-1]
             if box.init_id is not None:
                 below = (box.init_id, *below)
             if (fault := self._differs(box.mount_id, below)) is not None:
-                yield Fault("container", box.name, fault)
+                yield Fault("container", box.name, fault, self._cause(box.mount_id))
+
+    def _cause(self, id: str) -> str:
+        """What is wrong with a layer is, where it is the storage driver's files: the branch."""
+        return id if self.wrong(id) is not None else ""
+
+    def _missing_below(self, id: str) -> str:
+        """The layer that a whole one lacks; nothing where it is not that."""
+        chain = self._chains.get(id, "")
+        if isinstance(chain, str) or id not in self._directories or id in chain:
+            return ""
+        there = self._chains.keys() & self._directories
+        return next((name for name in chain if name not in there), "")
 
     def _differs(self, id: str, below: tuple[str, ...]) -> str | None:
         wrong = self.wrong(id)

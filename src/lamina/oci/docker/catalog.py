@@ -66,10 +66,12 @@ class Catalog:
         shown = [image for image in self.images.values() if image.names or image.id not in built_on]
         return sorted(shown, key=lambda image: (len(image.chain), image.names, image.id))
 
-    def fault(self, kind: FaultKind, id: str, what: object) -> None:
+    def fault(self, kind: FaultKind, id: str, what: object, cause: str = "") -> None:
         """Note that something is wrong."""
         text = what.strerror or str(what) if isinstance(what, OSError) else str(what)
-        self.faults.append(Fault(kind, id, text))
+        if isinstance(what, _Follows):
+            cause = what.cause
+        self.faults.append(Fault(kind, id, text, cause))
 
 
 def read_catalog(files: Files) -> Catalog:
@@ -98,7 +100,8 @@ def _read_layers(files: Files, catalog: Catalog) -> None:
             found[layer.chain_id] = layer
     for layer in found.values():
         if layer.parent is not None and layer.parent not in found:
-            catalog.fault("layer", layer.chain_id, f"its parent {layer.parent} is missing")
+            what = f"its parent {layer.parent} is missing"
+            catalog.fault("layer", layer.chain_id, what, layer.parent)
     # A chain id covers those below it, so that no checked chain can go round in a circle.
     catalog.layers = {id: layer for id, layer in found.items() if _complete(layer, found)}
 
@@ -149,7 +152,8 @@ def _read_images(files: Files, catalog: Catalog) -> None:
             continue
         missing = [chain for chain in image.chain if chain not in catalog.layers]
         if missing:
-            catalog.fault("image", image.id, f"its layer {missing[0]} is missing or damaged")
+            what = f"its layer {missing[0]} is missing or damaged"
+            catalog.fault("image", image.id, what, missing[0])
             catalog.lost[image.id] = ()
         else:
             catalog.images[image.id] = image
@@ -189,7 +193,7 @@ def _read_names(files: Files, catalog: Catalog) -> None:
                 catalog.fault("name", name, error)
                 continue
             if id not in catalog.images:
-                catalog.fault("name", name, f"its image {id} is missing or damaged")
+                catalog.fault("name", name, f"its image {id} is missing or damaged", id)
                 catalog.lost[id] = (*catalog.lost.get(id, ()), name)
             names.setdefault(Digest(id), []).append(name)
     for id, image in catalog.images.items():
@@ -215,6 +219,12 @@ def _read_containers(files: Files, catalog: Catalog) -> None:
             catalog.lost_containers.add(name)
 
 
+class _Follows(ValueError):
+    def __init__(self, what: str, cause: str) -> None:
+        super().__init__(what)
+        self.cause = cause
+
+
 class _OfAnother(ValueError):
     def __init__(self, driver: str) -> None:
         super().__init__(f"it belongs to Docker's storage driver {driver}")
@@ -232,9 +242,9 @@ def _container(files: Files, id: str, catalog: Catalog) -> ContainerRecord:
         raise _OfAnother(known.driver)
     mount_id, init_id, chain = _mount(files, id)
     if known.image not in catalog.images:
-        raise ValueError(f"its image {known.image} is missing or damaged")
+        raise _Follows(f"its image {known.image} is missing or damaged", known.image)
     if chain is not None and chain not in catalog.layers:
-        raise ValueError(f"its layer {chain} is missing or damaged")
+        raise _Follows(f"its layer {chain} is missing or damaged", chain)
     if (chain,) != (catalog.images[Digest(known.image)].chain[-1:] or (None,)):
         raise ValueError(f"it does not stand on the layers of its image {known.image}")
     config, state = known.config, known.state

@@ -21,6 +21,8 @@ class Fault:
     kind: FaultKind
     id: str
     what: str
+    cause: str = ""
+    """Id of what it stands on, if it is that which is missing or damaged."""
 
     def __str__(self) -> str:
         return f"{self.kind} {printable(self.id)}: {self.what}"

@@ -7,9 +7,10 @@ was finished, layer by layer, is not done again.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -29,6 +30,7 @@ from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, La
 from lamina.progress import ProgressCallback
 from lamina.store.adopt import verifying
 from lamina.store.adopt.labels import labels
+from lamina.store.adopt.leaving import LeftOut, called
 from lamina.store.adopt.meter import Meter
 from lamina.store.adopt.plan import Adoption, Way
 from lamina.store.adopt.verifier import Verifier
@@ -59,7 +61,9 @@ class Adopted:
     size: int = 0
     """Bytes of the files that came, however they came."""
     faults: list[Fault] = field(default_factory=list)
-    """What was left out, and what is different from what it was."""
+    """What is damaged, and what is different from what it was."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What did not come for that."""
 
 
 class Bringing:
@@ -71,7 +75,7 @@ class Bringing:
         self._source = plan.source
         self._layers = Layers(plan.core)
         self._images = Images(plan.core)
-        self._result = Adopted(faults=list(plan.faults))
+        self._result = Adopted(faults=list(plan.faults), left_out=copy.deepcopy(plan.left_out))
         self._verifier = Verifier(plan.source.files)
         self._broken: dict[ChainId, str] = {}
         what, total = f"adopting {plan.source.path}", plan.work if progress is not None else 0
@@ -87,14 +91,22 @@ class Bringing:
                 try:
                     self._bring_image(image)
                 except _DAMAGE as error:
-                    self._fault("image", image.names[0] if image.names else image.id, error)
+                    self._leave_out("image", called(image.id, image.names), image.chain, error)
             for box in self._plan.containers:
                 try:
                     self._bring_container(box)
                 except _DAMAGE as error:
-                    self._fault("container", box.name, error)
+                    chain = self._source.catalog.images[box.image].chain
+                    self._leave_out("container", box.name, chain, error)
         self._meter.finish()
         return self._result
+
+    def _leave_out(
+        self, kind: FaultKind, name: str, chain: Sequence[ChainId], error: Exception
+    ) -> None:
+        broken = next((id for id in chain if id in self._broken), "")
+        self._result.faults.append(Fault(kind, name, str(error), broken))
+        self._result.left_out.add(kind, name)
 
     # -- images ---------------------------------------------------------------------------
 
@@ -132,7 +144,8 @@ class Bringing:
                 else:
                     made = self._take(record, below, work)
         except _DAMAGE as error:
-            self._broken[record.chain_id] = getattr(error, "why", str(error))
+            why = self._broken[record.chain_id] = verifying.what_is_wrong(error)
+            self._fault("layer", record.chain_id, why)
             raise
         self._result.layers += 1
         return made

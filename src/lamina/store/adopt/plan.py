@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamina.drivers.registry import driver_class
-from lamina.errors import InvalidName, OptionUnsupported, StoreError
+from lamina.errors import OptionUnsupported, StoreError
 from lamina.kernel.copy import reflink
 from lamina.oci import normalize
-from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
+from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
 from lamina.progress import ProgressCallback
+from lamina.store.adopt.choosing import choose
+from lamina.store.adopt.leaving import LeftOut, called
 from lamina.store.adopt.source import DockerSource
 from lamina.store.core import Core
 from lamina.types import ChainId
@@ -86,12 +88,16 @@ class Adoption:
         self.way = way
         self.verify = verify
         self.faults: list[Fault] = source.faults
+        self.left_out = LeftOut()
+        """Of what was asked for, what is seen to be damaged beforehand."""
+        if not names:
+            self.left_out.add_lost(source.catalog)
         self._bad = {fault.id for fault in self.faults}
         self.images_here = 0
         """Images that the store has, with its driver and under all their names."""
         self.containers_here: dict[str, int] = {}
         """How many of the containers the store has, by the driver that keeps them there."""
-        wanted_images, wanted_boxes = _choose(source, names)
+        wanted_images, wanted_boxes = choose(source, names)
         self.containers = [box for box in wanted_boxes if self._is_new_container(box)]
         self.images = [image for image in wanted_images if self._is_new_image(image)]
         self._add_images_of(wanted_boxes)
@@ -105,8 +111,8 @@ class Adoption:
     # -- what -----------------------------------------------------------------------------
 
     def _is_new_image(self, image: ImageRecord) -> bool:
-        if self._broken(image.chain):
-            self.faults.append(Fault("image", _called(image), "left out: a layer is damaged"))
+        if broken := self._broken(image.chain):
+            self._leave_out("image", called(image.id, image.names), broken)
             return False
         here = self.has_image(image)
         self.images_here += here
@@ -125,8 +131,9 @@ class Adoption:
             )
 
     def _is_new_container(self, box: ContainerRecord) -> bool:
-        if box.name in self._bad or self._broken(self.source.catalog.images[box.image].chain):
-            self.faults.append(Fault("container", box.name, "left out: a layer is damaged"))
+        broken = self._broken(self.source.catalog.images[box.image].chain)
+        if box.name in self._bad or broken:
+            self._leave_out("container", box.name, broken)
             return False
         driver = self.keeper(box)
         if driver is not None:
@@ -139,8 +146,14 @@ class Adoption:
             driver: str | None = tx.value("SELECT driver FROM containers WHERE id = ?", (box.id,))
         return driver
 
-    def _broken(self, chain: Iterable[ChainId]) -> bool:
-        return any(id in self._bad for id in chain)
+    def _broken(self, chain: Iterable[ChainId]) -> ChainId | None:
+        """The lowest damaged layer."""
+        return next((id for id in chain if id in self._bad), None)
+
+    def _leave_out(self, kind: FaultKind, name: str, layer: ChainId | None) -> None:
+        if layer is not None:
+            self.faults.append(Fault(kind, name, f"its layer {layer} is damaged", layer))
+        self.left_out.add(kind, name)
 
     def _add_images_of(self, boxes: list[ContainerRecord]) -> None:
         """The images that containers stand on, whatever was asked for."""
@@ -273,42 +286,3 @@ class Adoption:
 
         self.check_room()
         return Bringing(self, progress or self.core.progress).run()
-
-
-def _choose(
-    source: DockerSource, names: Sequence[str]
-) -> tuple[list[ImageRecord], list[ContainerRecord]]:
-    """What is meant by names, or everything."""
-    images, boxes = (
-        source.catalog.shown(),
-        sorted(source.catalog.containers.values(), key=lambda box: box.name),
-    )
-    if not names:
-        return images, boxes
-    chosen_images: list[ImageRecord] = []
-    chosen_boxes: list[ContainerRecord] = []
-    for name in names:
-        found_images = [image for image in images if _is_called(image, name)]
-        found_boxes = [box for box in boxes if name == box.name or _begins(box.id, name)]
-        if not found_images and not found_boxes:
-            raise InvalidName(f"{source.path} has no image or container called {name[:100]!r}")
-        chosen_images += [image for image in found_images if image not in chosen_images]
-        chosen_boxes += [box for box in found_boxes if box not in chosen_boxes]
-    return sorted(chosen_images, key=lambda image: len(image.chain)), chosen_boxes
-
-
-def _is_called(image: ImageRecord, name: str) -> bool:
-    try:
-        if normalize(name) in image.names:
-            return True
-    except InvalidName:
-        pass
-    return _begins(image.id.removeprefix("sha256:"), name.removeprefix("sha256:"))
-
-
-def _begins(id: str, name: str) -> bool:
-    return len(name) >= 12 and id.startswith(name)
-
-
-def _called(image: ImageRecord) -> str:
-    return image.names[0] if image.names else image.id

@@ -17,6 +17,7 @@ from lamina.errors import PermissionRequired, StoreError
 from lamina.kernel import mount
 from lamina.kernel._syscall import AT_RECURSIVE
 from lamina.kernel.idmap import IdMap, IdRange
+from lamina.kernel.namespaces import in_user_namespace
 from lamina.kernel.path import mount_id, open_in_root
 from lamina.oci.docker import Branches, Catalog, Fault, Files, read_catalog
 from lamina.store.adopt import usage
@@ -127,6 +128,12 @@ class DockerSource:
             except OSError:  # deeper than a path can be
                 self._glances[branch] = self.survey(branch)
         return self._glances[branch]
+
+
+def require_root(what: str) -> None:
+    """Raise :class:`PermissionRequired` unless this is root, and not only of a user namespace."""
+    if os.geteuid() != 0 or in_user_namespace():
+        raise PermissionRequired(f"{what} takes root: use sudo")
 
 
 def _open_unchanging(path: Path) -> int:

@@ -18,7 +18,7 @@ import msgspec
 from lamina.errors import DigestMismatch, LaminaError, LayerBroken
 from lamina.kernel.process import set_parent_death_signal
 from lamina.oci.docker import Files, LayerRecord
-from lamina.store.adopt.verifying import verify
+from lamina.store.adopt.verifying import verify, what_is_wrong
 
 _PROGRAM = "from lamina.store.adopt.verifier import main; main()"
 
@@ -99,10 +99,8 @@ def _start(fd: int) -> subprocess.Popen[bytes]:
 def _answer(files: Files, line: bytes) -> _Answer:
     try:
         return _Answer(size=verify(files, msgspec.json.decode(line, type=LayerRecord)))
-    except LayerBroken as error:
-        return _Answer(broken=error.why)
-    except DigestMismatch as error:
-        return _Answer(broken=f"its tar has digest {error.actual}, not {error.expected}")
+    except (LayerBroken, DigestMismatch) as error:
+        return _Answer(broken=what_is_wrong(error))
     except OSError as error:
         name = error.filename
         text = os.fsdecode(name) if isinstance(name, str | bytes) else ""

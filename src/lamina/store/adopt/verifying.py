@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina.archive.split import assemble
@@ -96,11 +96,22 @@ def verify(files: Files, layer: LayerRecord, progress: Callable[[int], None] | N
     return size
 
 
-def verify_all(source: DockerSource, progress: ProgressCallback | None = None) -> list[Fault]:
-    """Verify every layer of every image; returns what is wrong, with what is seen at once."""
-    faults = source.faults
-    layers = list(source.catalog.layers.values())
+def what_is_wrong(error: LaminaError) -> str:
+    """With a layer, which is named beside it."""
+    if isinstance(error, DigestMismatch):
+        return f"its tar has digest {error.actual}, not {error.expected}"
+    return error.why if isinstance(error, LayerBroken) else str(error)
+
+
+def verify_all(
+    source: DockerSource,
+    layers: Sequence[LayerRecord] | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[Fault]:
+    """Verify layers, by default every one of every image; returns what is wrong with them."""
+    layers = list(source.catalog.layers.values()) if layers is None else layers
     meter = Meter(f"verifying {source.path}", sum(layer.size for layer in layers), progress)
+    faults = []
     for layer in layers:
         with meter.part(layer.size):
             fault = _fault(source.files, layer, meter)
@@ -113,7 +124,7 @@ def _fault(files: Files, layer: LayerRecord, meter: Meter) -> Fault | None:
     try:
         verify(files, layer, meter.add)
     except LaminaError as error:
-        return Fault("layer", layer.chain_id, str(error))
+        return Fault("layer", layer.chain_id, what_is_wrong(error))
     except OSError as error:
         what = os.path.basename(os.fsdecode(error.filename or b""))
         return Fault("layer", layer.chain_id, f"{what}: {error.strerror}")

@@ -14,8 +14,8 @@ step a crash comes after, the next run goes on from there. The old tree, ``aufs`
 ``image/aufs``, stays until it is deleted by request.
 """
 
+from lamina.store.adopt.leaving import LeftOut
 from lamina.store.rewrite.deleting import Deleted, OnlyThere, delete_source, only_in_old
-from lamina.store.rewrite.leaving import LeftOut
 from lamina.store.rewrite.place import Stage, stage_of
 from lamina.store.rewrite.rewriting import DamageFound, Rewrite, Rewritten, remaining_faults
 

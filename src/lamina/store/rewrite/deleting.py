@@ -15,7 +15,7 @@ from lamina.kernel.mountinfo import is_mountpoint
 from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import Files, documents
 from lamina.store.adopt import usage
-from lamina.store.rewrite.leaving import LeftOut, called
+from lamina.store.adopt.leaving import LeftOut, called
 from lamina.store.rewrite.place import Place
 
 _OLD = ("aufs", "image/aufs")
@@ -115,11 +115,12 @@ def _only_in_old(place: Place, files: Files) -> LeftOut:
         id.removeprefix("sha256:") for id in before.images
     )
     names = _names(files)
-    return LeftOut(
-        (*before.damaged.images, *(called(id, names.get(id, ())) for id in sorted(newer))),
-        (*before.damaged.containers, *_newer_containers(files, before.left_out)),
-        before.damaged.names,
-    )
+    only = before.damaged
+    for id in sorted(newer):
+        only.add("image", called(id, names.get(id, ())))
+    for name in _newer_containers(files, before.left_out):
+        only.add("container", name)
+    return only
 
 
 def _names(files: Files) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import msgspec
 
 from lamina.errors import StoreError
 from lamina.kernel.copy import syncfs
-from lamina.store.rewrite.leaving import LeftOut
+from lamina.store.adopt.leaving import LeftOut
 
 
 class Stage(enum.Enum):

@@ -20,18 +20,16 @@ from lamina.errors import (
     DigestMismatch,
     InvalidArchive,
     LayerBroken,
-    PermissionRequired,
     StoreError,
 )
-from lamina.kernel.namespaces import in_user_namespace
 from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.oci.docker.records import layer_directory
 from lamina.progress import ProgressCallback
 from lamina.store.adopt import verifying
+from lamina.store.adopt.leaving import LeftOut, left_out
 from lamina.store.adopt.meter import Meter
-from lamina.store.adopt.source import DockerSource
-from lamina.store.rewrite.leaving import LeftOut, left_out
+from lamina.store.adopt.source import DockerSource, require_root
 from lamina.store.rewrite.place import Before, Place, replace_file
 from lamina.types import ChainId
 
@@ -219,8 +217,7 @@ class Rewrite:
         """
         if self._place.is_done:
             return Rewritten(before=True)
-        if os.geteuid() != 0 or in_user_namespace():
-            raise PermissionRequired(f"rewriting {self._source.path} takes root: use sudo")
+        require_root(f"rewriting {self._source.path}")
         result = Rewritten()
         if not self._place.is_committing:
             meter = Meter(f"rewriting {self._source.path}", self._work(), progress)
@@ -275,7 +272,7 @@ class Rewrite:
                 with meter.part(layer.size):
                     verifying.verify(self._source.files, layer, meter.add)
             except (LayerBroken, DigestMismatch) as error:
-                self._leave_out(layer, str(error))
+                self._leave_out(layer, verifying.what_is_wrong(error))
 
     def _leave_out(self, layer: LayerRecord, why: str) -> None:
         self.faults.append(Fault("layer", layer.chain_id, why))
