@@ -291,7 +291,9 @@ def test_names_that_are_not_utf8_come_over(docker_root: Path, tmp_path: Path) ->
 def test_a_root_whose_databases_are_locked_is_refused(docker_root: Path) -> None:
     with (docker_root / "volumes/metadata.db").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match="in use by a running dockerd"):
+        with pytest.raises(
+            StoreError, match=r"in use by a running dockerd .*stop docker docker\.socket"
+        ):
             DockerSource(docker_root)
 
 
@@ -318,7 +320,7 @@ def test_a_dockerd_that_has_only_begun_is_seen_by_its_command_line(
     words = [word.format(docker_root) for word in option]
     with (
         _dockerd(tmp_path, *words) as pid,
-        pytest.raises(StoreError, match=f"in use by dockerd, process {pid}"),
+        pytest.raises(StoreError, match=f"in use by dockerd, process {pid}: .* docker.socket"),
     ):
         DockerSource(docker_root)
     for others in (("--data-root", "/elsewhere"), ("--data-root",)):

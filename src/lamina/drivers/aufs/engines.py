@@ -197,7 +197,7 @@ class FuseEngine(Engine):
         """Why it can't be used here, or None."""
         version = _fuse_version()
         if version is None:
-            return "fuse-overlayfs is not on PATH"
+            return "fuse-overlayfs is not on PATH (apt install fuse-overlayfs)"
         if version < _OLDEST_FUSE:
             return f"fuse-overlayfs is too old ({_dotted(version)})"
         try:

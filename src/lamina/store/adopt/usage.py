@@ -27,6 +27,8 @@ _DATABASES = (
     "buildkit/snapshots.db",
     "network/files/local-kv.db",
 )
+_STOP = "stop it first (systemctl stop docker docker.socket)"
+"""The socket too, or the next client starts the daemon again."""
 _DEFAULT_ROOT = "/var/lib/docker"
 _ROOT_OPTIONS = ("--data-root", "--graph", "-g")
 
@@ -52,9 +54,11 @@ def lock(root: Path, files: Files, held: ExitStack, *, alone: bool) -> None:
         try:
             fcntl.flock(file.fileno(), how | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{root} is in use by a running dockerd ({name} is locked)") from None
+            raise StoreError(
+                f"{root} is in use by a running dockerd ({name} is locked): {_STOP}"
+            ) from None
     for pid in _daemons(root):
-        raise StoreError(f"{root} is in use by dockerd, process {pid}: stop it first")
+        raise StoreError(f"{root} is in use by dockerd, process {pid}: {_STOP}")
     for part in ("aufs/mnt", "containers"):
         for point in mounts_below(root / part):
             where = os.fsdecode(point.target)
