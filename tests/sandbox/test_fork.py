@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -501,3 +501,53 @@ def test_a_work_directory_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         fork_machine(tmp_path / "missing/fork")
     assert caught.value.errno == errno.ENOENT
+
+
+# -- in a chroot
+
+_CHROOT = """
+cd "$1"; shift
+mkdir -p usr etc proc dev tmp root var run
+for name in bin sbin lib lib64; do ln -s usr/$name $name; done
+mount --bind /usr usr; mount --bind /etc etc; mount -t proc proc proc; mount --rbind /dev dev
+while [ "$1" != -- ]; do mkdir -p "./$1"; mount --rbind "$1" "./$1"; shift; done; shift
+exec chroot . "$@"
+"""
+
+
+def _in_chroot(
+    root: Path, *argv: str, before: Sequence[str] = (), setup: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run ``lamina`` in a chroot with this machine's programs."""
+    root.mkdir()
+    root.chmod(0o755)
+    ours = [p for p in sys.path if p and os.path.isdir(p) and not p.startswith("/usr")]
+    script = f"set -e\n{setup}\n{_CHROOT}"
+    return subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", root,
+         *ours, sys.prefix, "--", *before, sys.executable, "-m", "lamina", *argv],
+        env={**os.environ, "HOME": "/tmp", "PYTHONPATH": os.pathsep.join(ours), "TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_a_plain_chroot_is_told_what_it_lacks(tmp_path: Path) -> None:
+    done = _in_chroot(tmp_path / "plain", "try", "--discard", "--", "touch", "/x")
+    assert done.returncode == 125
+    assert "mount --bind DIR DIR" in done.stderr
+    setup = 'mount --bind "$1" "$1"'
+    done = _in_chroot(tmp_path / "bound", "try", "--discard", "--", "touch", "/x", setup=setup)
+    assert "A /x" in done.stderr, done
+
+
+@pytest.mark.parametrize("argv", [("try", "--discard", "--", "true"), ("unshare", "true")])
+def test_a_user_in_a_chroot_is_told_that_the_kernel_refuses(
+    tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    user = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    setup = 'install -d -m 1777 "$1/tmp"'
+    done = _in_chroot(tmp_path / "plain", *argv, before=user, setup=setup)
+    assert done.returncode != 0
+    assert "the kernel refuses them in a chroot" in done.stderr

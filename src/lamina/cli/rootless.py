@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lamina.errors import PermissionRequired
 from lamina.kernel import namespaces
 
 if TYPE_CHECKING:
@@ -35,10 +34,9 @@ def enter(settings: Settings, *, required: bool = False) -> Settings:
         _become_root()
     except OSError as error:
         if required:
-            raise PermissionRequired(
-                f"can't make a user namespace ({error.strerror}); run as root, or allow them "
-                "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)"
-            ) from error
+            from lamina.sandbox.helper import no_user_namespace
+
+            raise no_user_namespace(error.strerror or "") from error
     return settings
 
 

@@ -156,6 +156,11 @@ def is_mountpoint(path: AnyPath) -> bool:
     return _topmost(mounts(), _own_name(path)) is not None
 
 
+def in_chroot() -> bool:
+    """Whether this process's root directory is no mount point: chroot(2) made it the root."""
+    return not is_mountpoint("/")
+
+
 def mount_at(path: AnyPath) -> MountPoint | None:
     """The topmost mount at ``path`` itself, or None; a last symlink is not followed."""
     if not is_mountpoint(path):

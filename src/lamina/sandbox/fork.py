@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from lamina.archive.nodes import Copier
 from lamina.archive.owners import for_process
 from lamina.archive.whiteout import OVERLAY, OVERLAY_USER, Format
-from lamina.errors import ApplyConflict
+from lamina.errors import ApplyConflict, LaminaError
 from lamina.kernel import mountinfo, namespaces
 from lamina.kernel.copy import syncfs
 from lamina.kernel.idmap import IdMap
@@ -48,8 +48,13 @@ def fork_machine(workdir: Path, *, only: Path | None = None, hide: Sequence[Path
     ``workdir`` is made; it holds all of the fork and may be removed at any time when no command
     runs. It has to be on a file system that can be overlayfs's upper layer (ext4, xfs, btrfs,
     tmpfs; not overlayfs itself). ``hide`` are directories that the fork shall not see: those of
-    the store. Raises OSError.
+    the store. Raises OSError, and LaminaError in a chroot that is no mount point.
     """
+    if not _is_user() and mountinfo.in_chroot():
+        raise LaminaError(
+            "this chroot can't be forked, since its root directory is no mount point: "
+            "'mount --bind DIR DIR', outside and before it is entered, makes it one"
+        )
     workdir.mkdir(mode=0o700)
     try:
         return Fork(workdir, _plan(only, workdir, hide))

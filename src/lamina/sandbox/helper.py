@@ -20,6 +20,7 @@ from lamina.errors import (
     PermissionRequired,
     RuntimeFailed,
 )
+from lamina.kernel.mountinfo import in_chroot
 from lamina.sandbox.child import END, FORWARDED, FROM_TERMINAL
 
 File = int | IO[Any] | None
@@ -162,6 +163,20 @@ def _communicate(
         raise
 
 
+def no_user_namespace(why: str) -> PermissionRequired:
+    """The error for a machine, or a place, where an ordinary user can't have one."""
+    if in_chroot():  # user_namespaces(7), EPERM
+        return PermissionRequired(
+            "can't make a user namespace: the kernel refuses them in a chroot; run as root there, "
+            "or outside of it"
+        )
+    return PermissionRequired(
+        f"can't make a user namespace ({why}); run as root, or allow them "
+        "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns)"
+    )
+
+
 def raise_reported(message: tuple[Any, ...]) -> NoReturn:
     """Raise what ``child.report`` sent."""
     kind, *rest = message
@@ -174,11 +189,7 @@ def raise_reported(message: tuple[Any, ...]) -> NoReturn:
     if kind == "os":
         number, text, name = rest
         if text == "user namespace":
-            raise PermissionRequired(
-                f"can't make a user namespace ({os.strerror(number)}); run as root, or allow "
-                "them (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-                "kernel.apparmor_restrict_unprivileged_userns)"
-            )
+            raise no_user_namespace(os.strerror(number))
         raise OSError(number, text, name)
     raise LaminaError(f"the helper process failed: {rest[0]}")
 
