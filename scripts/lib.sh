@@ -68,7 +68,17 @@ find_python() {
             return
         fi
     done
-    die "needs Python 3.11 or newer"
+    return 1
+}
+
+# The same, installed where there is none: only root does that without being asked.
+ensure_python() {
+    find_python && return
+    if [ "$(id -u)" -eq 0 ] && ensure_packages python3 >&2 && find_python; then
+        return
+    fi
+    say "needs Python 3.11 or newer: apt-get install python3"
+    return 1
 }
 
 is_recent() {
@@ -127,17 +137,21 @@ use_uv() {
 }
 
 uv_install() {
-    is_recent "$VENV/bin/python" || quietly uv venv -q --clear -p "$(find_python)" "$VENV" || return 1
+    local python
+    if ! is_recent "$VENV/bin/python"; then
+        python=$(ensure_python) || return 1
+        quietly uv venv -q --clear -p "$python" "$VENV" || return 1
+    fi
     quietly uv pip install -q -p "$VENV/bin/python" -e "$1"
 }
 
 pip_install() {
     if ! { is_recent "$VENV/bin/python" && "$VENV/bin/python" -c 'import pip' 2>/dev/null; }; then
         local python
-        python=$(find_python)
+        python=$(ensure_python) || return 1
         rm -rf "$VENV"
         "$python" -c 'import ensurepip' 2>/dev/null || ensure_packages python3-venv ||
-            die "needs Python's venv module: apt-get install python3-venv"
+            { say "needs Python's venv module: apt-get install python3-venv"; return 1; }
         quietly "$python" -m venv "$VENV" || return 1
     fi
     quietly "$VENV/bin/python" -m pip install -q --disable-pip-version-check -e "$1"

@@ -73,6 +73,37 @@ def test_a_package_that_can_not_be_installed_is_named(tmp_path: Path) -> None:
     assert "no root to install them: no-such-thing" in done.stderr
 
 
+NO_PYTHON = """
+find_python() { return 1; }
+is_recent() { return 1; }
+use_uv() { return 1; }
+quietly() { echo "ran $*"; }
+"""
+
+
+def test_without_python_nothing_is_made_and_that_is_all_that_is_said(tmp_path: Path) -> None:
+    script = f"id() {{ echo 1000; }}; VENV={tmp_path}/venv; ensure_venv; echo went on"
+    done = bash(NO_PYTHON + script)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = [line.partition(": ")[2] for line in done.stderr.splitlines()]
+    assert said == [
+        f"setting up {tmp_path}/venv (only needed once)",
+        "needs Python 3.11 or newer: apt-get install python3",
+        f"could not set up {tmp_path}/venv",
+    ]
+
+
+def test_root_has_python_installed() -> None:
+    script = """
+id() { echo 0; }
+ensure_packages() { say "installing $*"; find_python() { echo /new/python3; }; }
+ensure_python
+"""
+    done = bash(NO_PYTHON + script)
+    assert (done.returncode, done.stdout) == (0, "/new/python3\n")
+    assert done.stderr.endswith(": installing python3\n")
+
+
 @pytest.mark.parametrize(
     "script", ["scripts/try", "scripts/test", "scripts/aufs-kernel", "scripts/lib.sh", ".ci/run"]
 )
