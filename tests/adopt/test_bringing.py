@@ -18,7 +18,7 @@ from lamina.errors import InvalidName, StoreError
 from lamina.oci.docker import ContainerRecord
 from lamina.progress import Progress
 from lamina.store.adopt import Adopted, DockerSource, Way, bringing
-from lamina.store.adopt.plan import Room
+from lamina.store.adopt.room import Room
 from tests import support
 from tests.adopt import trees
 from tests.adopt.conftest import CONTAINERS
@@ -78,7 +78,9 @@ def test_too_little_room_is_told_before_anything_is_made(
         Store(tmpfs_small / "s", run=tmp_path / "r", driver="vfs") as store,
         DockerSource(docker_root) as source,
     ):
-        with pytest.raises(StoreError, match=r"not enough room .* takes up to [\d,]+ bytes"):
+        with pytest.raises(
+            StoreError, match=r"not enough room .* takes up to [\d,.]+ MB, .*--root"
+        ):
             store.adopt(source).run()
         assert list(store.layers) == []
 

@@ -126,6 +126,32 @@ def test_an_id_may_be_as_short_as_it_is_clear(docker_root: Path, cli: Cli) -> No
     assert "5 begins several ids: " in err
 
 
+def test_a_directory_in_a_docker_root_leads_to_it(docker_root: Path, cli: Cli) -> None:
+    for part in ("aufs", "aufs/diff", "image/aufs"):
+        _, err = cli("adopt", docker_root / part, status=1)
+        assert err.endswith(f": give {docker_root}\n")
+
+
+def test_a_dry_run_says_what_is_missing_of_room(
+    docker_root: Path, tmp_path: Path, tmpfs_small: Path
+) -> None:
+    (docker_root / "aufs/diff" / SECOND / "big").write_bytes(bytes(range(256)) * 20_000)
+    cli = Cli(tmp_path)
+    cli.where = ("--root", str(tmpfs_small / "s"), "--run-root", str(tmp_path / "run"))
+    out, err = cli("adopt", docker_root, "--bring", "--dry-run", status=1)
+    assert "Takes at most " in out
+    assert re.search(r"not enough room .* MB are free; another place for the store", err)
+
+
+def test_a_name_that_is_taken_is_told_with_what_helps(docker_root: Path, cli: Cli) -> None:
+    cli("adopt", docker_root, "--bring", "fx/base")
+    cli("tag", "fx/base:0", "fx/l2:add")
+    _, err = cli("adopt", docker_root, "--bring", "fx/l2", status=1)
+    (hint,) = re.findall(r"'lamina tag (\w+) NAME'", err)
+    cli("tag", hint, "fx/mine:2")
+    assert "fx/mine" in cli("images")[0]
+
+
 def test_whoever_is_not_root_is_told_at_once(docker_root: Path, ordinary_user: users.User) -> None:
     for mode in (("--bring",), ("--read-only",), IN_PLACE):
         argv = [ordinary_user.python, "-m", "lamina", "adopt", docker_root, *mode]

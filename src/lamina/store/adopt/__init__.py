@@ -5,7 +5,8 @@
     verifying.py does each layer give back the tar that it was made of?
     verifier.py  the same in a process of its own, while layers are made
     choosing.py  what is meant by a name
-    plan.py      what there is to do, and whether there is room for it
+    plan.py      what there is to do
+    room.py      whether there is room for it
     bringing.py  doing it
     meter.py     how far it is
     causes.py    which faults follow from which

@@ -127,7 +127,8 @@ class Bringing:
                 if taken is None or taken == image.id:
                     free.append(name)
                 else:
-                    self._fault("name", name, f"left as it is: it is image {taken} in this store")
+                    what = f"it is image {taken} in this store: this one came without it; "
+                    self._fault("name", name, f"{what}'lamina tag {image.id} NAME' gives it one")
         return free
 
     def _layer(self, record: LayerRecord, below: Layer | None, work: Work) -> Layer:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import enum
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamina.drivers.registry import driver_class
-from lamina.errors import OptionUnsupported, StoreError
+from lamina.errors import OptionUnsupported
 from lamina.kernel.copy import reflink
 from lamina.oci import normalize
 from lamina.oci.docker import ContainerRecord, Fault, FaultKind, ImageRecord, LayerRecord
 from lamina.progress import ProgressCallback
+from lamina.store.adopt import room
 from lamina.store.adopt.choosing import choose
 from lamina.store.adopt.leaving import LeftOut, called
+from lamina.store.adopt.room import Room
 from lamina.store.adopt.source import DockerSource
 from lamina.store.core import Core
 from lamina.types import ChainId
@@ -38,14 +38,6 @@ class Way(enum.Enum):
     """Blocks shared where the file system can; else copies."""
     IN_PLACE = "in place"
     """Not at all: image layers and containers' layers are read where they lie (driver aufs)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes and files: what is needed, or what there is."""
-
-    size: int
-    files: int
 
 
 class Adoption:
@@ -247,23 +239,14 @@ class Adoption:
 
     def available(self) -> Room:
         """What there is."""
-        free = os.statvfs(self.core.root)
-        # Some file systems (btrfs) make room for files as needed, and say 0 of 0.
-        return Room(free.f_bavail * free.f_frsize, free.f_favail if free.f_files else 1 << 62)
+        return room.available(self.core.root)
 
     def check_room(self) -> None:
         """Raise :class:`StoreError` unless there is room for all of it."""
-        need, have = self.need(), self.available()
-        if need.size > have.size:
-            raise StoreError(
-                f"not enough room in {self.core.root}: it takes up to {need.size:,} bytes, "
-                f"and {have.size:,} are free"
-            )
-        if need.files > have.files:
-            raise StoreError(
-                f"not enough room in {self.core.root}: it takes up to {need.files:,} files, "
-                f"and {have.files:,} more can be made"
-            )
+        hint = "another place for the store (--root) may have more"
+        if self.way is Way.LINK and not self.linking and not self.by_tar:
+            hint += ", and on the Docker root's file system files are linked"
+        room.check(self.core.root, self.need(), self.available(), hint)
 
     # -- how ------------------------------------------------------------------------------
 

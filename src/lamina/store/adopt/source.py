@@ -207,6 +207,9 @@ def _check_is_one(path: Path, files: Files) -> None:
             f"{path} is no Docker root itself, but that of a dockerd with --userns-remap: "
             f"give {path / mapped[0]}"
         )
+    for above in path.parents:
+        if (above / "image/aufs").is_dir():
+            raise StoreError(f"{path} is in a Docker root, and no such root itself: give {above}")
     if files.is_directory("graph"):
         raise StoreError(f"{path} is from before Docker 1.10: start a Docker 1.10 to 19.03 on it")
     others = [name for name in files.names("image") if name != "aufs"]

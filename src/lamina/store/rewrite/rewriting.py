@@ -26,9 +26,10 @@ from lamina.kernel.remove import remove_tree
 from lamina.oci.docker import ContainerRecord, Fault, ImageRecord, LayerRecord
 from lamina.oci.docker.records import layer_directory
 from lamina.progress import ProgressCallback
-from lamina.store.adopt import verifying
+from lamina.store.adopt import room, verifying
 from lamina.store.adopt.leaving import LeftOut, left_out
 from lamina.store.adopt.meter import Meter
+from lamina.store.adopt.room import Room
 from lamina.store.adopt.source import DockerSource, require_root
 from lamina.store.rewrite.place import Before, Place, replace_file
 from lamina.types import ChainId
@@ -193,17 +194,12 @@ class Rewrite:
 
     def available(self) -> int:
         """Bytes that are free."""
-        free = os.statvfs(self._source.path)
-        return free.f_bavail * free.f_frsize
+        return room.available(self._source.path).size
 
     def check_room(self) -> None:
         """Raise :class:`StoreError` unless there is room for it."""
-        need, have = self.need(), self.available()
-        if need > have:
-            raise StoreError(
-                f"not enough room in {self._source.path}: it takes up to {need:,} bytes, "
-                f"and {have:,} are free"
-            )
+        hint = "make room there, or bring it into a store elsewhere (--bring)"
+        room.check(self._source.path, Room(self.need()), Room(self.available()), hint)
 
     # -- doing ----------------------------------------------------------------------------
 
