@@ -20,7 +20,6 @@ from lamina.errors import (
     PermissionRequired,
     RuntimeFailed,
 )
-from lamina.kernel.mountinfo import in_chroot
 from lamina.sandbox.child import END, FORWARDED, FROM_TERMINAL
 
 File = int | IO[Any] | None
@@ -165,6 +164,8 @@ def _communicate(
 
 def no_user_namespace(why: str) -> PermissionRequired:
     """The error for a machine, or a place, where an ordinary user can't have one."""
+    from lamina.kernel.mountinfo import in_chroot
+
     if in_chroot():  # user_namespaces(7), EPERM
         return PermissionRequired(
             "can't make a user namespace: the kernel refuses them in a chroot; run as root there, "
