@@ -30,15 +30,16 @@ IN_PLACE = ("--in-place", "--to", "docker-overlay2")
 
 
 class Cli:
-    """The command over a store of its own."""
+    """The command over a store of its own, whose driver can take files over by links."""
 
     def __init__(self, ground: Path) -> None:
         self.where = ("--root", str(ground / "store"), "--run-root", str(ground / "run"))
+        self.env = os.environ | {"LAMINA_DRIVER": "overlay"}
 
     def __call__(self, *args: str | Path, status: int = 0) -> tuple[str, str]:
         """What it prints on stdout and stderr, when it must end with this status."""
         argv = [sys.executable, "-m", "lamina", *self.where, *map(str, args)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=False)
         assert done.returncode == status, (args, done)
         return done.stdout, done.stderr
 
