@@ -374,8 +374,17 @@ def test_hard_links_in_numbers(memory: Path) -> None:
 
 
 def test_a_hundred_thousand_files_in_one_directory(memory: Path) -> None:
-    made = [directory("."), *(file(f"file{number}") for number in range(100_000))]
-    same(memory, archive(*made))
+    names = [b"file%d" % number for number in range(100_000)]
+    made = [directory("."), *(file(name, name[-1:]) for name in names)]
+    index = indexes.build(memory / "index", archive(*made))
+    with index.mounted() as root:
+        assert sorted(os.listdir(os.fsencode(root))) == sorted(names)
+        for name in names[::997]:
+            assert (root / os.fsdecode(name)).read_bytes() == name[-1:]
+    with index.open() as image:
+        assert [entry.name for entry in image.entries(image.root)] == sorted(names)
+        for name in names[::997]:
+            assert image.read(image.find(name)) == name[-1:]
 
 
 @pytest.mark.slow

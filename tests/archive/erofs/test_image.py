@@ -135,7 +135,7 @@ def test_a_short_device_is_noticed(tmp_path: Path, made: indexes.Index) -> None:
     short = tmp_path / "tar"
     short.write_bytes(made.devices[0].read_bytes()[:1000])
     with (
-        open_image(made.path, [short]) as image,
+        open_image(made.path, [short, made.devices[1]]) as image,
         pytest.raises(InvalidArchive, match="shorter"),
     ):
         for _, inode in image.walk():
@@ -153,6 +153,14 @@ def _entry_of(whole: bytes, name: bytes) -> int:
         if block[start:].startswith(name):
             return inode.behind + at
     raise AssertionError(name)
+
+
+def test_all_devices_are_given_or_none(made: indexes.Index) -> None:
+    with (
+        pytest.raises(InvalidArchive, match="2 devices, not 1"),
+        open_image(made.path, made.devices[:1]),
+    ):
+        pass
 
 
 def test_a_directory_that_holds_itself_ends(whole: bytes) -> None:

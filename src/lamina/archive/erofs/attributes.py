@@ -109,6 +109,11 @@ def content_attributes(xattrs: Mapping[str, bytes] | None) -> dict[str, bytes]:
     return {k: v for k, v in (xattrs or {}).items() if not OVERLAY.private_xattr(k)}
 
 
+def without_default(xattrs: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those of a directory that a later entry for it leaves: all but its default ACL."""
+    return {name: value for name, value in xattrs.items() if name != ACL_DEFAULT}
+
+
 def encode(xattrs: Mapping[str, bytes], shared: Shared) -> tuple[int, bytes]:
     """An inode's attribute count and the bytes behind it.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias
 
 from lamina.archive.erofs.node import Node
 
@@ -42,3 +42,7 @@ class Nothing:
     def names(self) -> list[bytes]:
         """None at all."""
         return []
+
+
+Lowers: TypeAlias = Below | Callable[[], Below]
+"""The layers below, or what waits until they are complete."""

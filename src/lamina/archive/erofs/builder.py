@@ -23,33 +23,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import PROT_READ, mmap
 from pathlib import Path
-from typing import TypeAlias
 
-from lamina.archive.erofs.attributes import OPAQUE, Reading
-from lamina.archive.erofs.below import Below, LowerNode, Nothing
+from lamina.archive.erofs.attributes import Reading, without_default
+from lamina.archive.erofs.below import Lowers
 from lamina.archive.erofs.beside import Beside, Content, place
 from lamina.archive.erofs.format import BLOCK, BLOCK_BITS, device_number
 from lamina.archive.erofs.node import Chunks, Directory, Node
-from lamina.archive.erofs.tree import LowerFile, Tree, directories
+from lamina.archive.erofs.settling import copy_up, settle
+from lamina.archive.erofs.tree import LowerFile, Tree
 from lamina.archive.erofs.writer import Device, write_index
 from lamina.archive.layer import AUFS_LINKS
 from lamina.archive.owners import Warn
 from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, NoWay, clean, split
 from lamina.archive.tar import Entry, TarReader, Type
 from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Mark, parse
-from lamina.archive.xattrs import ACL_DEFAULT
 from lamina.errors import InvalidArchive, printable
 from lamina.log import Log
 
 log = Log(__name__)
-
-Lowers: TypeAlias = Below | Callable[[], Below]
-"""The layers below, or what waits until they are complete."""
 
 BESIDE_TAG = b"beside"
 
@@ -138,7 +133,7 @@ class IndexBuilder:
         ``identity`` is the layer's DiffID: the uuid comes from it, and it names the tar in the
         device table. ``tar_size`` is the length of the tar in bytes.
         """
-        self._settle()
+        settle(self._tree, self._lowers, self._beside)
         self._beside.close()
         tar = Device(tag_of(identity), tar_size + BLOCK - 1 >> BLOCK_BITS)
         devices = [tar]
@@ -214,7 +209,7 @@ class IndexBuilder:
             raise InvalidArchive("a time that no file can have")
         node = self._node(entry, stat.S_IFDIR | entry.mode)
         if directory.described and directory.xattrs:
-            node.xattrs = {**_without_default(directory.xattrs), **(node.xattrs or {})}
+            node.xattrs = {**without_default(directory.xattrs), **(node.xattrs or {})}
         directory.become(node)
         directory.described = True
 
@@ -261,7 +256,7 @@ class IndexBuilder:
         if node is None:
             node = LowerFile(target, entry.name)
             if not callable(self._lowers):  # known by now: no reason to wait
-                self._copy_up(node, self._lowers.find(target))
+                copy_up(node, self._lowers.find(target), self._beside)
             self._tree.copied[target] = node
         self._tree.put(parent, base, node)
 
@@ -297,82 +292,10 @@ class IndexBuilder:
             raise InvalidArchive("a name too long for AUFS")
         self._aufs_links[base] = self._file(entry)
 
-    # -- the end
-
-    def _settle(self) -> None:
-        """Do what had to wait for the last entry, and for the layers below."""
-        tree, lowers = self._tree, self._lowers
-        below = lowers() if callable(lowers) else lowers or Nothing()
-        if not tree.root.described:
-            tree.root.implied = b""
-            tree.implied.append(tree.root)
-        if callable(lowers):
-            for path, copy in tree.copied.items():
-                self._copy_up(copy, below.find(path))
-        if tree.root_opaque:
-            for name in below.names():
-                tree.hide(tree.root, name)
-        else:
-            self._link_copies()
-        for directory in tree.implied:
-            assert directory.implied is not None
-            _like_below(directory, below.find(directory.implied))
-        _write_marks(tree, None if lowers is None else below)
-
-    def _copy_up(self, copy: LowerFile, found: LowerNode | None) -> None:
-        """Make a file that a hard link needs what it is in the layers below."""
-        name = printable(copy.path)
-        if found is None:
-            raise InvalidArchive(f"a hard link to '{name}', which is not there", copy.entry)
-        if found.is_directory:
-            raise InvalidArchive(f"a hard link to the directory '{name}'", copy.entry)
-        node = found.node()
-        if stat.S_ISREG(node.mode) and node.size:
-            node.data = ~self._beside.copy(found.content(), node.size)
-        copy.become(node)
-
-    def _link_copies(self) -> None:
-        """A link to a lower file copies that up, in any union file system: the copy shows."""
-        tree = self._tree
-        for path, copy in tree.copied.items():
-            if not tree.decided(path):
-                head, base = split(path)
-                tree.put(tree.parent(head), base, copy)
-
 
 def tag_of(identity: str) -> bytes:
     """What names a layer's tar in a device table: the DiffID's hexadecimal digits."""
     return identity.rpartition(":")[2].encode()[:64]
-
-
-def _like_below(directory: Directory, found: LowerNode | None) -> None:
-    """Give a directory that was implied what the layers below have of it."""
-    if found is None or not found.is_directory:
-        return
-    node = found.node()
-    if not directory.described:
-        directory.become(node)
-    elif node.xattrs:
-        directory.xattrs = {**_without_default(node.xattrs), **(directory.xattrs or {})}
-
-
-def _without_default(xattrs: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: value for name, value in xattrs.items() if name != ACL_DEFAULT}
-
-
-def _write_marks(tree: Tree, below: Below | None) -> None:
-    """Turn whiteouts into devices and opaque directories' marks into attributes.
-
-    A whiteout that hides nothing of the layers ``below`` (None: not known) would be listed.
-    """
-    for directory, path in directories(tree.root):
-        if directory.hid and below is not None and below.find(path) is None:
-            directory.opaque = False
-        if directory.opaque:
-            directory.xattrs = {**(directory.xattrs or {}), OPAQUE: b"y"}
-        for name in directory.whiteouts or ():
-            if below is None or below.find(path + b"/" + name if path else name) is not None:
-                directory.children[name] = Node(stat.S_IFCHR, 0, 0, 0)
 
 
 def build_index(

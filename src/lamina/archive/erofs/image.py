@@ -34,7 +34,7 @@ _TYPES = frozenset(number << 12 for number in f.FILE_TYPES)
 
 
 class Image(Contents):
-    """An index, and descriptors of its devices (as many as contents are wanted of; not closed).
+    """An index, and descriptors of its devices: of all, or of none to read no contents. Not closed.
 
     Raises InvalidArchive at once for what is no index, and later for what is damaged.
     """
@@ -60,6 +60,10 @@ class Image(Contents):
         if head.checksum or head.compatible & f.COMPAT_CHECKSUM:
             self._check(head.checksum)
         self.devices = self._device_table(head.devices, head.device_slot)
+        if devices and len(devices) != len(self.devices):
+            raise InvalidArchive(
+                f"an EROFS index of {len(self.devices)} devices, not {len(devices)}"
+            )
 
     def _check(self, wanted: int) -> None:
         # With blocks up to 1024 bytes the block that the superblock begins, else the first one's
