@@ -32,7 +32,7 @@ from lamina.archive.erofs.attributes import Reading, without_default
 from lamina.archive.erofs.below import Lowers
 from lamina.archive.erofs.beside import Beside, Content, place
 from lamina.archive.erofs.format import BLOCK, BLOCK_BITS, device_number
-from lamina.archive.erofs.node import Chunks, Directory, Node
+from lamina.archive.erofs.node import Chunks, Directory, Node, collector_paused
 from lamina.archive.erofs.settling import copy_up, settle
 from lamina.archive.erofs.tree import LowerFile, Tree
 from lamina.archive.erofs.writer import Device, write_index
@@ -319,13 +319,14 @@ def build_index(
             raise InvalidArchive("empty")
         data = mmap(fd, size, prot=PROT_READ)
         reader = TarReader(data)
-        try:
-            builder.read(reader)
-        finally:
-            reader.close()
-            with suppress(BufferError):  # the traceback of an error still has a piece
-                data.close()
-        return builder.finish(out, identity=identity, tar_size=size)
+        with collector_paused():
+            try:
+                builder.read(reader)
+            finally:
+                reader.close()
+                with suppress(BufferError):  # the traceback of an error still has a piece
+                    data.close()
+            return builder.finish(out, identity=identity, tar_size=size)
     finally:
         builder.discard()
         os.close(fd)

@@ -16,7 +16,7 @@ from lamina.archive.erofs import format as f
 from lamina.archive.erofs.attributes import OPAQUE
 from lamina.archive.erofs.image import Image
 from lamina.archive.erofs.inode import Inode
-from lamina.archive.erofs.node import HOLE_CHUNK, Chunks, Directory, Node
+from lamina.archive.erofs.node import HOLE_CHUNK, Chunks, Directory, Node, collector_paused
 from lamina.archive.erofs.writer import Device, Written, write_index
 from lamina.errors import InvalidArchive
 
@@ -32,11 +32,12 @@ def merge_indexes(bottom_up: Sequence[Image], out: int, *, identity: str) -> Wri
     root = Directory(None)
     devices: list[Device] = []
     blocks = 0
-    for image in bottom_up:
-        _Layer(image, blocks).put_on(root)
-        devices += [Device(slot.tag, slot.blocks) for slot in image.devices]
-        blocks += sum(slot.blocks for slot in image.devices)
-    return write_index(root, out, devices, identity)
+    with collector_paused():
+        for image in bottom_up:
+            _Layer(image, blocks).put_on(root)
+            devices += [Device(slot.tag, slot.blocks) for slot in image.devices]
+            blocks += sum(slot.blocks for slot in image.devices)
+        return write_index(root, out, devices, identity)
 
 
 class _Layer:
