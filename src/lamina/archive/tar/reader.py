@@ -64,6 +64,8 @@ _NOT_ENTRIES = frozenset(
     (*_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK, _CONTINUATION, *_IGNORED)
 )  # fmt: skip
 _PLAIN_FILE = b"0"
+_PLAIN_FILE_BYTE = ord("0")
+_SLASH = ord("/")
 _SPARSE = b"S"
 _DUMPDIR = b"D"
 
@@ -101,7 +103,46 @@ class TarReader:
         self._name: bytes | None = None  # for errors
 
     def __iter__(self) -> Iterator[Entry]:
-        return self
+        return self._mapped_entries() if self._source.mapped else self
+
+    def _mapped_entries(self) -> Iterator[Entry]:
+        """The entries of a mapped file: a plain file under a header of its own, as most are, is
+        seen to at once, and all else by :meth:`__next__`."""
+        source = self._source
+        buffer, end = source.buffer, source.end
+        while True:
+            entry = None
+            if self._extension is None and not self._globals and not self._done:
+                start = source.start + self._remaining
+                if self._entry is not None:
+                    start += -self._entry.stored_size % BLOCK
+                entry = self._plain_file(buffer[start : start + BLOCK], start + BLOCK, end)
+            if entry is None:
+                entry = next(self, None)
+                if entry is None:
+                    return
+            yield entry
+
+    def _plain_file(self, block: bytearray, offset: int, end: int) -> Entry | None:
+        """The plain file whose header ``block`` is, when nothing else has to be looked at."""
+        if len(block) < BLOCK or block[156] != _PLAIN_FILE_BYTE:
+            return None
+        try:
+            decoded = header.decode(block)
+        except InvalidArchive:
+            return None
+        if decoded is None:
+            return None
+        entry = decoded[2]
+        name, size = entry.name, entry.stored_size
+        if not name or name[-1] == _SLASH or offset + size > end:
+            return None
+        entry.offset = self._source.start = offset
+        self._entry = entry
+        self._name = name
+        self._remaining = size
+        self._begun = True
+        return entry
 
     def __next__(self) -> Entry:
         if self._done:

@@ -30,6 +30,9 @@ class Source:
     A regular file is read by position, so that what is skipped need not be read at all.
     """
 
+    mapped = False
+    """Whether the buffer is all there is."""
+
     def __init__(self, stream: Readable, observer: Observer | None) -> None:
         self.buffer = bytearray(BUFFER)
         self.view = memoryview(self.buffer)
@@ -179,6 +182,8 @@ class Source:
 
 class _Mapped(Source):
     """A whole file in memory: nothing is read, and what is skipped is not even looked at."""
+
+    mapped = True
 
     def __init__(self, data: mmap) -> None:
         self.buffer = data  # type: ignore[assignment]
