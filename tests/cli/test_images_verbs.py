@@ -26,6 +26,7 @@ from tests.oci import peers
 from tests.oci.images import Made, index, make, put, tar
 from tests.registries import PASSWORD, USER, Authority, Registry
 from tests.servers import Faulty, Handler, relay, stall
+from tests.support import need_filesystem
 
 pytestmark = pytest.mark.root
 
@@ -598,3 +599,33 @@ class TestConfig:
             assert said in cli.fails("config", image, *wrong, status=2)
         assert "lower case" in cli.fails("config", image, "NEW", "-u", "x")
         assert [i["names"] for i in cli.json("images")] == [[image]]
+
+
+def test_images_are_converted_between_drivers(cli: Cli, small_tar: Path) -> None:
+    need_filesystem("erofs")
+    cli("--driver", "overlay", "import", small_tar, "small:1")
+    assert cli("convert", "--to", "erofs", "--all", "--dry-run").startswith("image small:1\n")
+    plan = json.loads(cli("convert", "--to", "erofs", "small:1", "--dry-run", "--format", "json"))
+    assert (plan["images"], plan["layers"]) == (["small:1"], 1)
+    assert cli.json("info")["driver"] == "overlay", "nothing was done"
+    said = cli("convert", "--to", "erofs", "--all")
+    assert said.startswith("1 image converted to driver erofs (1 new layer, ")
+    assert said.endswith("1 old layer removed\nThe store is opened with driver erofs from now on\n")
+    assert cli.json("info")["driver"] == "erofs"
+    assert cli("run", "small:1", "cat", "/etc/motd") == "welcome\n"
+    assert cli("check", "--contents") == ""
+    back = json.loads(cli("convert", "--to", "overlay", "-a", "--keep", "--format", "json"))
+    assert (back["images"], back["removed"], back["default"]) == (1, 0, False)
+
+
+def test_what_can_not_be_converted_is_said(cli: Cli, small_tar: Path) -> None:
+    cli("--driver", "overlay", "import", small_tar, "small:1")
+    assert "name images, or all" in cli.process("convert", "--to", "vfs").stderr
+    assert "no driver is called 'zfs'" in cli.fails("convert", "--to", "zfs", "--all")
+    (motd,) = (cli.root / "overlay/layers").glob("*/diff/etc/motd")
+    motd.write_text("WELCOME\n")
+    done = cli.process("convert", "--to", "vfs", "--all")
+    assert done.returncode == 1
+    assert done.stdout.startswith("0 images converted")
+    assert "image small:1: " in done.stderr
+    assert "'./etc/motd' is not what it was" in done.stderr

@@ -57,6 +57,7 @@ VERBS = {
     "info": Verb("Store", "Show the store, and which drivers work here"),
     "inspect": Verb("Store", "Show all about images or containers, as JSON"),
     "du": Verb("Store", "Show how much disk what takes"),
+    "convert": Verb("Store", "Move images to another driver"),
     "prune": Verb("Store", "Remove what nobody needs any more"),
     "check": Verb("Store", "Compare what the store says with what lies on disk"),
     "unshare": Verb("Store", "Open a shell in the user namespace of a rootless store"),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lamina.store.checking import Problem as Problem
     from lamina.store.container import Container as Container
     from lamina.store.container import State as State
+    from lamina.store.converting import Conversion as Conversion
+    from lamina.store.converting import Converted as Converted
     from lamina.store.images import Image as Image
     from lamina.store.layers import Layer as Layer
     from lamina.store.policy import SyncPolicy as SyncPolicy
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Container": "lamina.store.container",
     "ContainerUsage": "lamina.store.usage",
+    "Conversion": "lamina.store.converting",
+    "Converted": "lamina.store.converting",
     "Image": "lamina.store.images",
     "ImageUsage": "lamina.store.usage",
     "Layer": "lamina.store.layers",
@@ -45,6 +49,8 @@ _HOMES = {
 __all__ = [
     "Container",
     "ContainerUsage",
+    "Conversion",
+    "Converted",
     "Image",
     "ImageUsage",
     "Layer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from lamina.drivers import registry
 from lamina.errors import StoreError
 from lamina.log import Log
 from lamina.store.blobs import Blobs
-from lamina.store.database import Database
+from lamina.store.database import Database, Transaction
 from lamina.store.leases import Leases
 from lamina.store.policy import SyncPolicy
 from lamina.store.roots import prepare
@@ -57,11 +58,25 @@ class Core:
 
     @property
     def driver_name(self) -> str:
-        """The driver for new layers: the one asked for, else :func:`registry.choose`'s."""
+        """The driver for new layers: the one asked for, else the store's own, else
+        :func:`registry.choose`'s, which is the store's own from then on."""
         with self._mutex:
             if self._wanted is None:
                 self._wanted = registry.choose(self.root)
             return self._wanted
+
+    def remember_driver(self) -> None:
+        """Unless a driver was asked for, take the store's own; at the opening, once."""
+        if self._wanted is None:
+            with self.db.read() as tx:
+                self._wanted = own_driver(tx)
+
+    def on(self, driver: str) -> Core:
+        """The same open store, with another driver for new layers; closed with this one."""
+        other = copy.copy(self)
+        other._options = self._options if driver == self._wanted else {}
+        other._wanted = driver
+        return other
 
     @property
     def driver(self) -> Driver:
@@ -111,6 +126,8 @@ class Core:
         if not empty and not used:
             return False
         with self.db.write() as tx:
+            if name == self._wanted and own_driver(tx) is None:
+                set_own_driver(tx, name)
             tx.run("INSERT OR IGNORE INTO settings VALUES (?, 'begun')", key)
         return True
 
@@ -153,6 +170,22 @@ class Core:
                 log.warning("a mount stays: %s", error)
         self.leases.close()
         self.db.close()
+
+
+def own_driver(tx: Transaction) -> str | None:
+    """The driver that a store is opened with unless another is asked for; None in a new store.
+
+    Stores of before that was recorded: the one with the most layers.
+    """
+    recorded: str | None = tx.value("SELECT value FROM settings WHERE key = 'driver'")
+    return recorded or tx.value(
+        "SELECT driver FROM layers GROUP BY driver ORDER BY count(*) DESC, driver LIMIT 1"
+    )
+
+
+def set_own_driver(tx: Transaction, name: str) -> None:
+    """Let the store be opened with this driver from now on."""
+    tx.run("INSERT OR REPLACE INTO settings VALUES ('driver', ?)", (name,))
 
 
 def _is_empty(directory: Path) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lamina.progress import ProgressCallback
     from lamina.store.adopt import Adoption, DockerSource, Way
     from lamina.store.checking import Problem
+    from lamina.store.converting import Conversion
     from lamina.store.pruning import Pruned
     from lamina.store.running import Runner
     from lamina.store.transfer.making import Packing
@@ -92,6 +93,7 @@ class Store:
         self.images = Images(self._core)
         self.containers = Containers(self._core)
         try:
+            self._core.remember_driver()
             sweep(self._core)
         except BaseException:
             self.close()
@@ -462,6 +464,19 @@ class Store:
         from lamina.store.adopt import Adoption, Way
 
         return Adoption(self._core, source, names, way=way or Way.LINK, verify=verify)
+
+    # -- between drivers ----------------------------------------------------------------
+
+    def convert(self, driver: str, images: Sequence[str] = (), *, keep: bool = False) -> Conversion:
+        """Plan to move the layers of images, by default of all, to another driver.
+
+        Nothing is done before :meth:`Conversion.run`; raises as :class:`Conversion`. DiffIDs and
+        ChainIDs stay what they are. The old driver's copy goes, unless it is to be ``keep``-ed or
+        containers stand on it. Once ``driver`` has all images the store is opened with it.
+        """
+        from lamina.store.converting import Conversion
+
+        return Conversion(self._core, driver, images, keep=keep)
 
     # -- the whole ----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from lamina.store.layers import Layer, Layers
 from lamina.store.making import Making, making
 from lamina.store.transfer import known
 from lamina.store.transfer.keeping import keep_blobs
-from lamina.store.transfer.resolving import Found, Part, resolve
+from lamina.store.transfer.resolving import Part, resolve
 from lamina.store.transfer.stopping import Stop, locked
 from lamina.store.work import Work
 from lamina.types import LayerId
@@ -44,6 +44,7 @@ class Loading:
             where it was.
         keep_blobs: keep the blobs of layers as they came, so that the image goes out with the
             same digests.
+        remember_blobs: note which blobs the layers came as; not where the source made them up.
         platform: which image of an index; by default this machine's.
         abort: called when the work is to end before its time: lets what waits for the source
             in other threads wait no longer.
@@ -56,6 +57,7 @@ class Loading:
         *,
         fetch: bool = False,
         keep_blobs: bool = False,
+        remember_blobs: bool = True,
         platform: Spec | None = None,
         progress: ProgressCallback | None = None,
         abort: Callable[[], None] = lambda: None,
@@ -64,6 +66,7 @@ class Loading:
         self._source = source
         self._fetch = fetch or keep_blobs
         self._keep_blobs = keep_blobs
+        self._remember_blobs = remember_blobs
         self._platform = platform or platforms.this_machine()
         self._progress = progress
         self._abort = abort
@@ -86,7 +89,7 @@ class Loading:
             return image
         found = resolve(self._source, descriptor, self._platform)
         with Work(self._core) as work:
-            top = self._bring(found, work, what)
+            top = self.bring(found.parts, work, what)
             if self._keep_blobs:
                 keep_blobs(self._core, self._source, found.parts)
             image = self._images.create(found.config, top, names)
@@ -113,18 +116,21 @@ class Loading:
 
     # -- layers
 
-    def _bring(self, found: Found, work: Work, what: str) -> Layer | None:
-        """Have all layers in the store; returns the topmost."""
+    def bring(self, parts: Sequence[Part], work: Work, what: str) -> Layer | None:
+        """Have all layers of an image, bottom first, in the store, held by ``work``.
+
+        Returns the topmost. Raises as :meth:`load`.
+        """
         for _ in range(_TRIES):
-            held = self._hold(found.parts, work)
-            missing = found.parts[len(held) :]
+            held = self._hold(parts, work)
+            missing = parts[len(held) :]
             if not missing:
                 return held[-1] if held else None
             below = held[-1].id if held else None
             try:
                 # Two that miss a layer on the same chain miss the same one first.
                 with locked(self._lock(missing[0]), Stop()):
-                    if len(self._hold(found.parts, work)) > len(held):
+                    if len(self._hold(parts, work)) > len(held):
                         continue  # another process was at it while we waited
                     return self._bring_missing(missing, below, work, what)
             except _Overtaken:
@@ -190,7 +196,8 @@ class Loading:
                         raise _Overtaken
                     made.record(tx, **layer._asdict())
                     work.hold(tx, layer.id)
-                    known.remember_blob(tx, known.of_part(arrival.part))
+                    if self._remember_blobs:
+                        known.remember_blob(tx, known.of_part(arrival.part))
         return layers[-1][1]
 
 
