@@ -1,0 +1,1 @@
+"""Servers that let others keep their layers with Lamina: they translate protocols, and no more."""

@@ -1,0 +1,40 @@
+"""What a server does with signals, and how its log reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import pytest
+
+from lamina.serve.life import Logfmt, stopped_by_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopped_by_signals() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.wait(5)
+    assert signal.getsignal(number) == before
+
+
+def line(text: str, **fields: object) -> str:
+    record = logging.LogRecord("lamina.x", logging.INFO, "", 0, text, (), None)
+    record.fields = fields
+    return Logfmt().format(record)
+
+
+def test_a_message_is_one_line_of_pairs() -> None:
+    shown = line("call", method="Prepare", key="default/1/extract a\nb", seconds=0.25, empty="")
+    assert shown.startswith("time=2")
+    assert shown.partition("Z ")[2] == (
+        "level=info msg=call method=Prepare "
+        'key="default/1/extract a\\\\nb" seconds=0.250000 empty=""'
+    )
+
+
+def test_quotes_are_escaped() -> None:
+    assert line('a "b"').endswith('msg="a \\"b\\""')
