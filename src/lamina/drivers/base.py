@@ -61,7 +61,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple, Protocol
 
 from lamina.errors import InvalidName, OptionUnsupported, printable
 from lamina.kernel.idmap import IdMap
@@ -119,6 +119,11 @@ def missing_elsewhere(place: Path) -> str:
     return f"its files were in {place}, which is gone or not mounted"
 
 
+def bind_mount(path: str | Path, *, readonly: bool) -> Mount:
+    """The mount that shows the directory ``path``."""
+    return Mount("bind", str(path), ("rbind", "ro" if readonly else "rw"))
+
+
 class FileGetter(Protocol):
     """Reads single files of a layer, as tar-split needs them to put a tar together again."""
 
@@ -131,6 +136,23 @@ class FileGetter(Protocol):
 
     def close(self) -> None:
         """Give up what the getter holds."""
+
+
+class Mount(NamedTuple):
+    """A mount to be made, in the words of mount(8), by whoever wants to see a layer."""
+
+    type: str
+    """``bind``, ``overlay`` or another file system's name."""
+    source: str
+    options: tuple[str, ...] = ()
+
+
+class DiskUsage(NamedTuple):
+    """What a layer itself takes, without those below it."""
+
+    size: int
+    """Bytes of disk: blocks, not what readers see."""
+    inodes: int
 
 
 class Staged(Protocol):
@@ -295,6 +317,24 @@ class Driver(ABC):
     def unpin(self, id: LayerId) -> bool:
         """Give back what :meth:`pin` took. Returns whether there was a pin."""
 
+    def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
+        """What to mount, one over the other, to see the layer's chain: for one who mounts himself.
+
+        With ``readonly``, and for a layer that has children, the mounts refuse to be written.
+        Asking again is no other reference: there is none, and the layer can be removed under
+        whoever mounted it. What the driver itself must keep mounted for it stays so, whatever
+        becomes of this process, until :meth:`release_mounts` or reboot; it keeps
+        the layer from being removed.
+
+        Raises as :meth:`get`.
+        """
+        return [bind_mount(self.pin(id), readonly=readonly)]
+
+    def release_mounts(self, id: LayerId) -> None:
+        """Unmount what the driver keeps mounted for those who have the layer's :meth:`mounts`."""
+        while self.unpin(id):
+            pass
+
     @abstractmethod
     def cleanup(self) -> None:
         """Give back all references of this process and unmount what nobody refers to."""
@@ -427,6 +467,15 @@ class Driver(ABC):
         A hard-linked file counts once; directories, whiteouts and holes do not (apparent
         size, not blocks).
         """
+
+    def usage(self, id: LayerId) -> DiskUsage:
+        """What the layer itself takes on disk now. It may be written and removed meanwhile.
+
+        Raises:
+            LayerNotFound: no such layer.
+        """
+        parent = self.parent(id)
+        return DiskUsage(self.diff_size(id, parent), len(self.changes(id, parent)))
 
     @abstractmethod
     def diff_getter(self, id: LayerId) -> FileGetter:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.drivers.base import (
     NO_OPTIONS,
+    DiskUsage,
     Driver,
     FileGetter,
+    Mount,
     Staged,
     check_id,
     check_options,
@@ -171,6 +173,10 @@ class DirectoryDriver(Driver):
             if not self.references.taken(id):
                 self._unmount(id)
             return pinned
+
+    def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
+        """See :meth:`Driver.mounts`: a bind of the driver's own mount, which is pinned."""
+        return super().mounts(id, readonly=readonly or self.layout.has_children(id))
 
     def cleanup(self) -> None:
         """See :meth:`Driver.cleanup`."""
@@ -385,6 +391,13 @@ class DirectoryDriver(Driver):
     @abstractmethod
     def _settle(self, staged: str, id: LayerId) -> None:
         """Make what was unpacked below ``staged`` the layer's content; within a transition."""
+
+    def usage(self, id: LayerId) -> DiskUsage:
+        """See :meth:`Driver.usage`."""
+        from lamina.drivers.diskusage import disk_usage
+
+        with self._there(id):
+            return disk_usage(self.layout.path(id, "diff"))
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.drivers.base import NO_OPTIONS, nearest_existing
+from lamina.drivers.base import NO_OPTIONS, Mount, bind_mount, nearest_existing
 from lamina.drivers.layout import Chain
 from lamina.drivers.overlaymount import Overlay, by_descriptor
 from lamina.drivers.stacking import StackingDriver
@@ -120,6 +120,27 @@ class OverlayDriver(StackingDriver):
         with self._trees(chain) as lowers:
             Overlay(lowers, diff, work, self.userxattr, volatile, mount_label).mount(merged)
         return Path(merged)
+
+    def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
+        """See :meth:`Driver.mounts`: the client's own overlay, or a bind where there is no chain.
+
+        Nothing is mounted here. Paths of one store share all but their last two parts, which
+        clients use to fit many of them into the page that mount(2) has.
+        """
+        chain = self.layout.chain(id)
+        diff = self.layout.path(id, "diff")
+        readonly = readonly or self.layout.has_children(id)
+        if not chain:
+            return [bind_mount(diff, readonly=readonly)]
+        self._check_chain(id, chain)
+        lowers = self._directories(chain)
+        work = self.layout.path(id, "work")
+        spec = (
+            Overlay([diff, *lowers], userxattr=self.userxattr)
+            if readonly
+            else Overlay(lowers, diff, work, self.userxattr)
+        )
+        return [Mount("overlay", "overlay", spec.options())]
 
     def _check_chain(self, id: LayerId, chain: Chain) -> None:
         for parent in chain.layers:

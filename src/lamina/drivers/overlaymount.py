@@ -51,6 +51,13 @@ class Overlay(NamedTuple):
         else:
             self._mount_classic(target)
 
+    def options(self) -> tuple[str, ...]:
+        """The same for mount(8). Paths with a comma or a colon can't be told in it."""
+        plain = [f"{key}={value}" for key, value in _PLAIN]
+        writable = [f"upperdir={self.upper}", f"workdir={self.work}"] if self.upper else ["ro"]
+        lowers = "lowerdir=" + ":".join(self.lowers)
+        return (*plain, *self._flags(), *writable, lowers)
+
     def _directories(self) -> list[tuple[str, str]]:
         writable = [("upperdir", self.upper or ""), ("workdir", self.work or "")]
         return (writable if self.upper else []) + [("lowerdir+", path) for path in self.lowers]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from lamina.drivers.base import Mount, bind_mount
 from lamina.drivers.directory import DirectoryDriver
 from lamina.drivers.layout import Chain
 from lamina.kernel import filesystems
@@ -60,6 +61,12 @@ class VfsDriver(DirectoryDriver):
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         self.layout.chain(id)  # LayerNotFound
         return Path(self.layout.path(id, "diff"))
+
+    def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
+        """See :meth:`Driver.mounts`: the layer is a whole tree already."""
+        self.layout.chain(id)  # LayerNotFound
+        readonly = readonly or self.layout.has_children(id)
+        return [bind_mount(self.layout.path(id, "diff"), readonly=readonly)]
 
     def status(self) -> list[tuple[str, str]]:
         """See :meth:`Driver.status`."""
