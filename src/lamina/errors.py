@@ -100,6 +100,34 @@ class InvalidImage(LaminaError, ValueError):
     """A manifest, index, configuration, layout or image archive that is not what it should be."""
 
 
+class SnapshotNotFound(LaminaError, LookupError):
+    """No snapshot has this key, or this name."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"no such snapshot: {printable(key)}")
+        self.key = key
+
+
+class SnapshotExists(LaminaError):
+    """A snapshot of this key, or this name, is there already."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"snapshot already exists: {printable(key)}")
+        self.key = key
+
+
+class SnapshotRefused(LaminaError):
+    """What the snapshot is does not allow it: committed already, not yet, or with others on it."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(f"snapshot {printable(key)}: {why}")
+        self.key = key
+
+
+class InvalidSnapshotRequest(LaminaError, ValueError):
+    """A key, parent, label, filter or field that can't be."""
+
+
 class DigestMismatch(LaminaError):
     """Bytes that do not have the digest they were said to have."""
 

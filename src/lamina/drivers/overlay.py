@@ -142,6 +142,9 @@ class OverlayDriver(StackingDriver):
         )
         return [Mount("overlay", "overlay", spec.options())]
 
+    def release_mounts(self, id: LayerId) -> None:
+        """See :meth:`Driver.release_mounts`: nothing is kept."""
+
     def _check_chain(self, id: LayerId, chain: Chain) -> None:
         for parent in chain.layers:
             if not self.layout.exists(parent):

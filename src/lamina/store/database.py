@@ -74,16 +74,26 @@ class Database:
     """The file ``path``; made with its tables if it is not there.
 
     ``evidence`` are directories in which only a store that was used has anything: where there
-    is something, a database that is not there was lost, and is not made anew.
+    is something, a database that is not there was lost, and is not made anew. ``migrations`` lead
+    to the tables, from nothing; ``cache`` limits what each thread's connection keeps in memory.
 
     Raises:
         StoreError: it is no Lamina database, damaged, lost, or written by a newer Lamina.
         PermissionRequired: this user may not write it.
     """
 
-    def __init__(self, path: Path, *, evidence: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        evidence: Sequence[Path] = (),
+        migrations: Sequence[str] = MIGRATIONS,
+        cache: int = 2000,
+    ) -> None:
         self.path = path
         self._evidence = evidence
+        self._migrations = migrations
+        self._cache = cache  # KiB
         self._local = threading.local()
         self._mutex = threading.Lock()
         self._open: list[sqlite3.Connection] = []
@@ -181,6 +191,7 @@ class Database:
                 self._open.append(connection)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute(f"PRAGMA cache_size=-{self._cache}")
             self._local.connection = connection
         return connection
 
@@ -196,12 +207,12 @@ class Database:
 
     def _prepare(self) -> None:
         version = self._version()
-        if version > len(MIGRATIONS):
+        if version > len(self._migrations):
             raise StoreError(
                 f"the store {self.path.parent} was written by a newer Lamina "
-                f"(format {version}, this one knows {len(MIGRATIONS)}): upgrade lamina"
+                f"(format {version}, this one knows {len(self._migrations)}): upgrade lamina"
             )
-        if version < len(MIGRATIONS):
+        if version < len(self._migrations):
             self._migrate()
 
     def _version(self) -> int:
@@ -219,11 +230,11 @@ class Database:
                 self._refuse_if_lost()
             connection.execute("PRAGMA journal_mode=WAL")
             with self.write(durable=True):
-                for step in MIGRATIONS[self._version() :]:
+                for step in self._migrations[self._version() :]:
                     for statement in _statements(step):
                         connection.execute(statement)
                 connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+                connection.execute(f"PRAGMA user_version={len(self._migrations)}")
 
     def _refuse_if_lost(self) -> None:
         """With new tables all layers would be orphans, which the next prune would delete."""

@@ -1,0 +1,67 @@
+"""Numbers in Prometheus's text format."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from lamina.errors import LaminaError
+from lamina.serve import metrics
+
+
+@pytest.fixture
+def registry() -> metrics.Registry:
+    return metrics.Registry()
+
+
+def test_counters_count_for_each_set_of_labels(registry: metrics.Registry) -> None:
+    counter = registry.counter("calls_total", "Calls.")
+    counter.add(method="A")
+    counter.add(2, method="A")
+    counter.add(0.5, method='q"\\\n')
+    assert registry.text().splitlines() == [
+        "# HELP calls_total Calls.",
+        "# TYPE calls_total counter",
+        'calls_total{method="A"} 3',
+        'calls_total{method="q\\"\\\\\\n"} 0.5',
+    ]
+
+
+def test_a_histogram_counts_what_is_below_its_bounds(registry: metrics.Registry) -> None:
+    histogram = registry.histogram("seconds", "Time.")
+    for seconds in (0.0001, 0.002, 100):
+        histogram.observe(seconds, method="A")
+    lines = registry.text().splitlines()
+    assert 'seconds_bucket{method="A",le="0.0005"} 1' in lines
+    assert 'seconds_bucket{method="A",le="0.0025"} 2' in lines
+    assert 'seconds_bucket{method="A",le="30.0"} 2' in lines
+    assert 'seconds_bucket{method="A",le="+Inf"} 3' in lines
+    assert 'seconds_count{method="A"} 3' in lines
+    assert 'seconds_sum{method="A"} 100.0021' in lines
+
+
+def test_gauges_are_read_when_asked(registry: metrics.Registry) -> None:
+    values = [1.0]
+    registry.gauge("layers", "Layers.", lambda: {(): values[0]})
+    assert registry.text().endswith("layers 1\n")
+    values[0] = 2
+    assert registry.text().endswith("layers 2\n")
+
+
+def test_they_are_served_over_http(registry: metrics.Registry) -> None:
+    registry.counter("calls_total", "Calls.").add()
+    with metrics.served(registry, "127.0.0.1:0") as port:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert answer.headers["Content-Type"] == metrics.CONTENT_TYPE
+            assert answer.read().decode() == registry.text()
+        with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
+        caught.value.close()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:x", "192.0.2.1:1", "127.0.0.1:999999"])
+def test_an_address_that_can_not_be(registry: metrics.Registry, address: str) -> None:
+    with pytest.raises(LaminaError, match="can't serve metrics"), metrics.served(registry, address):
+        pass
