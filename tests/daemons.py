@@ -49,6 +49,12 @@ class Containerd:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
+        self.root = socket.parent / "containerd"
+
+    @property
+    def content(self) -> Path:
+        """Where its blobs are."""
+        return self.root / "io.containerd.content.v1.content"
 
     def __call__(self, *argv: str | Path) -> str:
         """Run a command that must succeed; what it prints."""
@@ -79,30 +85,50 @@ def need_containerd() -> None:
 def containerd() -> Iterator[Containerd]:
     """A containerd of which nothing stays."""
     need_containerd()
-    with _run_directory() as run, _containerd(run) as socket:
+    with run_directory() as run, _containerd(run) as socket:
         found = Containerd(socket)
         found("version")
         yield found
 
 
 @contextmanager
-def _run_directory() -> Iterator[Path]:
+def containerd_at(
+    run: Path, config: str = "", *, killed: list[subprocess.Popen[bytes]] | None = None
+) -> Iterator[Containerd]:
+    """A containerd with its state in ``run`` (:func:`run_directory`), which it finds again there.
+
+    ``config`` is added to its configuration; its process is appended to ``killed``, for who
+    wants to kill it.
+    """
+    need_containerd()
+    with _containerd(run, config, killed) as socket:
+        found = Containerd(socket)
+        found("version")
+        yield found
+
+
+@contextmanager
+def run_directory() -> Iterator[Path]:
     """A directory with a short path: a socket's has 107 bytes at most, unlike one below TMPDIR."""
     with tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run") as run:
         yield Path(run)
 
 
 @contextmanager
-def _containerd(run: Path) -> Iterator[Path]:
+def _containerd(
+    run: Path, more: str = "", killed: list[subprocess.Popen[bytes]] | None = None
+) -> Iterator[Path]:
     """A containerd with all of its state in ``run``; its socket."""
     socket = run / "c.sock"
+    socket.unlink(missing_ok=True)  # of one that was killed
     config = run / "config.toml"
     config.write_text(
         f'version = 2\nroot = "{run}/containerd"\nstate = "{run}/state"\n'
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        f'[grpc]\naddress = "{socket}"\n'
+        f'[grpc]\naddress = "{socket}"\n{more}'
     )
-    with _daemon(["containerd", "--config", config], socket, run / "containerd.log"):
+    argv: list[str | Path] = ["containerd", "--config", config]
+    with _daemon(argv, socket, run / "containerd.log", killed):
         yield socket
 
 
@@ -111,7 +137,7 @@ def dockerd(root: Path) -> Iterator[Docker]:
     """A dockerd on ``root`` with overlay2; everything else of it goes at the end."""
     need()
     with ExitStack() as stack:
-        run = stack.enter_context(_run_directory())
+        run = stack.enter_context(run_directory())
         containerd = stack.enter_context(_containerd(run))
         (run / "daemon.json").write_text("{}")
         socket = run / "docker.sock"
@@ -129,12 +155,19 @@ def dockerd(root: Path) -> Iterator[Docker]:
 
 
 @contextmanager
-def _daemon(argv: list[str | Path], socket: Path, log: Path) -> Iterator[None]:
+def _daemon(
+    argv: list[str | Path],
+    socket: Path,
+    log: Path,
+    processes: list[subprocess.Popen[bytes]] | None = None,
+) -> Iterator[None]:
     with log.open("wb") as sink:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
             env={"PATH": _PATH, "HOME": "/root"},
         )  # fmt: skip
+    if processes is not None:
+        processes.append(process)
     try:
         deadline = time.monotonic() + _PATIENCE
         while not socket.exists():

@@ -75,7 +75,8 @@ class Database:
 
     ``evidence`` are directories in which only a store that was used has anything: where there
     is something, a database that is not there was lost, and is not made anew. ``migrations`` lead
-    to the tables, from nothing; ``cache`` limits what each thread's connection keeps in memory.
+    to the tables, from nothing; ``cache`` (KiB) limits what each thread's connection keeps in
+    memory; the log is written back when it has ``log_pages``.
 
     Raises:
         StoreError: it is no Lamina database, damaged, lost, or written by a newer Lamina.
@@ -89,11 +90,13 @@ class Database:
         evidence: Sequence[Path] = (),
         migrations: Sequence[str] = MIGRATIONS,
         cache: int = 2000,
+        log_pages: int = 1000,
     ) -> None:
         self.path = path
         self._evidence = evidence
         self._migrations = migrations
-        self._cache = cache  # KiB
+        self._cache = cache
+        self._log_pages = log_pages
         self._local = threading.local()
         self._mutex = threading.Lock()
         self._open: list[sqlite3.Connection] = []
@@ -144,6 +147,11 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    def write_back(self) -> None:
+        """Write the log back, so that what comes next begins it anew and it does not grow."""
+        with self._errors(), self._connection() as connection:
+            connection.execute("PRAGMA wal_checkpoint(RESTART)")
+
     def damage(self) -> list[str]:
         """What SQLite's own check finds wrong; reads the whole database."""
         try:
@@ -192,6 +200,7 @@ class Database:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute(f"PRAGMA cache_size=-{self._cache}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={self._log_pages}")
             self._local.connection = connection
         return connection
 

@@ -219,9 +219,8 @@ class FuseEngine(Engine):
         ]
         if union.label:
             options.append(f'context="{union.label}"')
-        fd = os.open(self._lock_file(union.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._wait_for_end(union.id)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             done = subprocess.run(
                 ["fuse-overlayfs", "-o", ",".join(options), os.path.abspath(union.target)],
                 cwd=directory,
@@ -244,7 +243,9 @@ class FuseEngine(Engine):
             mount.umount2(target)
         except PermissionError:
             _fusermount(target)
-        self._wait_for_end(id)
+        fd = self._wait_for_end(id)
+        os.unlink(self._lock_file(id))
+        os.close(fd)
 
     def settle(self, id: str, branch: str) -> None:
         """See :meth:`Engine.settle`. May be interrupted and done again."""
@@ -265,23 +266,24 @@ class FuseEngine(Engine):
     def _lock_file(self, id: str) -> str:
         return f"{self._run}/{id}.fuse"
 
-    def _wait_for_end(self, id: str) -> None:
-        """Wait until the process behind a mount that is gone has written all it had."""
+    def _wait_for_end(self, id: str) -> int:
+        """Wait until the process behind a mount that is gone has written all it had.
+
+        Returns an fd with the lock that it had. OSError (EBUSY) if it goes on: someone has bound
+        the mount elsewhere.
+        """
         fd = os.open(self._lock_file(id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _FUSE_EXIT
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        what = "fuse-overlayfs does not end (is the mount in use elsewhere?)"
-                        raise OSError(errno.EBUSY, what, id) from None
-                    time.sleep(0.002)
-            os.unlink(self._lock_file(id))
-        finally:
-            os.close(fd)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    what = "fuse-overlayfs does not end (is the mount in use elsewhere?)"
+                    raise OSError(errno.EBUSY, what, id) from None
+            time.sleep(0.002)
 
 
 def choose(wanted: str | None, work: str, run: str) -> tuple[Engine, str]:

@@ -14,6 +14,7 @@ from lamina.drivers import Driver
 from lamina.errors import LayerInUse, LayerNotFound
 from lamina.log import Log
 from lamina.store.database import Database
+from lamina.store.snapshots.reserve import Reserve
 from lamina.types import LayerId
 
 log = Log(__name__)
@@ -22,9 +23,10 @@ log = Log(__name__)
 class Discards:
     """Removes layers, and those below them whose removal came too early."""
 
-    def __init__(self, driver: Driver, db: Database) -> None:
+    def __init__(self, driver: Driver, db: Database, reserve: Reserve) -> None:
         self._driver = driver
         self._db = db
+        self._reserve = reserve
         self._mutex = threading.Lock()
         self._waiting: set[LayerId] = set()  # whose children are not gone yet
         self._making: set[LayerId] = set()  # that have no row, and are to get one
@@ -72,8 +74,8 @@ class Discards:
         with self._mutex:
             self._waiting.add(layer)  # before it is tried: a child that goes now looks for it
         try:
-            self._driver.release_mounts(layer)
-            self._driver.remove(layer)
+            self._reserve.through(lambda: self._driver.release_mounts(layer))
+            self._reserve.through(lambda: self._driver.remove(layer))
         except LayerInUse as error:
             log.debug("%s: it is removed later", error)
             return False

@@ -3,6 +3,7 @@
     ROOT/
       lock           flock(2) LOCK_EX while somebody keeps snapshots there
       snapshots.db   see lamina.store.snapshots.schema
+      reserve        room that a full disk still has (lamina.store.snapshots.reserve)
       DRIVER/        the driver's home
     RUN/DRIVER/      the driver's references
 
@@ -21,10 +22,14 @@ from lamina.kernel.lock import try_lock, unlock
 from lamina.store.database import Database
 from lamina.store.policy import SyncPolicy
 from lamina.store.roots import default_root, default_run, is_docker_root
+from lamina.store.snapshots.reserve import Reserve
 from lamina.store.snapshots.schema import MIGRATIONS
 
 _CACHE = 256
 """KiB that each thread's connection to the database caches: there may be many threads."""
+
+_LOG_PAGES = 200
+"""Of 4 KiB: what the reserve has room for when they are written back."""
 
 _UNTELLABLE = ",:\\\n"
 """What a path in the options of a mount can't have."""
@@ -65,11 +70,16 @@ class Home:
         try:
             homes = [root / name / "layers" for name in registry.names()]
             self.db = Database(
-                root / "snapshots.db", evidence=homes, migrations=MIGRATIONS, cache=_CACHE
+                root / "snapshots.db",
+                evidence=homes,
+                migrations=MIGRATIONS,
+                cache=_CACHE,
+                log_pages=_LOG_PAGES,
             )
             name = self._choose(self.db, driver)
             make: Callable[..., Driver] = registry.driver_class(name)
             self.driver = make(root / name, run / name, options=options)
+            self.reserve = Reserve(root / "reserve", self.db.write_back)
         except BaseException:
             self._close_files()
             raise

@@ -76,7 +76,7 @@ class Snapshots(Questions):
         super().__init__(self._home.db, self._home.driver)
         self._keys = KeyLocks()
         self._shared = KeyLocks()
-        self._discards = Discards(self.driver, self._db)
+        self._discards = Discards(self.driver, self._db, self._home.reserve)
         try:
             self._forget_half_made()
         except BaseException:
@@ -144,6 +144,7 @@ class Snapshots(Questions):
         now = time.time_ns()
         with self._db.write() as tx:
             below = _parent(tx, parent)
+            tx.run("DELETE FROM snapshots WHERE name = ? AND NOT ready", (key,))  # on a full disk
             if tx.value("SELECT 1 FROM snapshots WHERE name = ?", (key,)):
                 raise SnapshotExists(key)
             shared = below is not None and kind is Kind.VIEW
@@ -168,21 +169,31 @@ class Snapshots(Questions):
             tx.run("UPDATE snapshots SET ready = 1 WHERE id = ?", (made.id,))
 
     def _forget(self, made: Record) -> None:
-        with self._db.write() as tx:
-            tx.run("DELETE FROM snapshots WHERE id = ?", (made.id,))
+        def forget() -> None:
+            with self._db.write() as tx:
+                tx.run("DELETE FROM snapshots WHERE id = ?", (made.id,))
+
+        self._home.reserve.through(forget)
         self._let_go(made)
 
     def _forget_half_made(self) -> None:
-        """What was being made when the process before us died."""
+        """What was being made when the process before us died; if it must stay, it is not seen."""
         with self._db.read() as tx:
-            layers = [
-                LayerId(row[0]) for row in tx.rows("SELECT layer FROM snapshots WHERE NOT ready")
-            ]
-        if layers:
+            rows = tx.rows("SELECT layer FROM snapshots WHERE NOT ready")
+        if not rows:
+            return
+
+        def forget() -> None:
             with self._db.write() as tx:
                 tx.run("DELETE FROM snapshots WHERE NOT ready")
-            for layer in layers:
-                self._discards.discard(layer)
+
+        try:
+            self._home.reserve.through(forget)
+        except OSError as error:
+            log.warning("can't forget what was half made: %s", error)
+            return
+        for row in rows:
+            self._discards.discard(LayerId(row[0]))
 
     # -- mounts -------------------------------------------------------------------------
 
@@ -278,12 +289,17 @@ class Snapshots(Questions):
             SnapshotNotFound: there is none.
             SnapshotRefused: others stand on it.
         """
-        with self._keys.held(key), self._db.write() as tx:
+        with self._keys.held(key):
+            record = self._home.reserve.through(lambda: self._delete(key))
+        self._let_go(record)
+
+    def _delete(self, key: str) -> Record:
+        with self._db.write() as tx:
             record = find(tx, key)
             if tx.value("SELECT 1 FROM snapshots WHERE parent = ?", (record.id,)):
                 raise SnapshotRefused(key, "can't be removed, others stand on it")
             tx.run("DELETE FROM snapshots WHERE id = ?", (record.id,))
-        self._let_go(record)
+        return record
 
     def _let_go(self, record: Record) -> None:
         """Give up the layer of a snapshot whose row is gone."""
