@@ -147,7 +147,7 @@ def dockerd(root: Path) -> Iterator[Docker]:
             "--containerd", containerd, "--storage-driver", "overlay2",
             "--bridge=none", "--iptables=false", "--ip6tables=false",
         ]  # fmt: skip
-        stack.callback(_unmount_below, run, root)
+        stack.callback(unmount_below, run, root)
         stack.enter_context(_daemon(argv, socket, run / "dockerd.log"))
         docker = Docker(socket, run)
         docker("version")
@@ -184,7 +184,7 @@ def _daemon(
             process.wait()
 
 
-def _unmount_below(*tops: Path) -> None:
+def unmount_below(*tops: Path) -> None:
     """What a dockerd leaves mounted when it stops: the namespaces of networks."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     for target in reversed([line.split()[4] for line in lines]):
