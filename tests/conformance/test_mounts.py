@@ -17,6 +17,7 @@ import pytest
 
 from lamina.drivers import Driver
 from lamina.errors import LayerInUse
+from lamina.kernel.mount import MNT_DETACH, umount2
 from lamina.types import LayerId
 from tests.conformance.conftest import Factory
 
@@ -272,3 +273,30 @@ def test_a_layer_and_its_parents_removal_race_to_one_winner(driver: Driver) -> N
             made, removed = pool.submit(child, number), pool.submit(gone, number)
             assert made.result() != removed.result()
             assert driver.exists(LayerId(f"parent{number}")) == made.result()
+
+
+def test_pins_of_a_mount_that_someone_took_away_count_for_nothing(
+    box: Driver, factory: Factory
+) -> None:
+    root = box.pin(BOX, here=True)
+    box.pin(BOX, here=True)
+    mounted = os.path.ismount(root)
+    if mounted:
+        umount2(os.fspath(root), MNT_DETACH)
+    assert (box.pin(BOX, here=True) / "a").read_text() == "a"
+    assert box.unpin(BOX)
+    assert mounts_of(factory) == 0
+    assert box.unpin(BOX) is not mounted, "what needs no mount has all its pins"
+    box.unpin(BOX)
+
+
+def test_cleanup_gives_pins_back_when_it_is_to(box: Driver, factory: Factory) -> None:
+    root = box.pin(BOX)
+    box.pin(BASE)
+    box.cleanup()
+    assert (root / "a").exists()
+    box = factory.make()
+    box.cleanup(pins=True)
+    assert mounts_of(factory) == 0
+    assert not box.unpin(BOX)
+    assert not box.unpin(BASE)

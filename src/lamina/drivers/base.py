@@ -183,6 +183,8 @@ class Driver(ABC):
     """Whether :meth:`diff` of a layer against its parent is the very tar that was applied."""
     layer_options: frozenset[str] = frozenset()
     """Options that :meth:`create_read_write` has."""
+    exact_diffs: ClassVar[bool] = False
+    """Whether :meth:`diff` gives a layer's tar back byte for byte as :meth:`apply` got it."""
 
     def __init__(
         self,
@@ -310,8 +312,12 @@ class Driver(ABC):
             self.put(id)
 
     @abstractmethod
-    def pin(self, id: LayerId) -> Path:
-        """:meth:`get` with a reference that outlives the process, until :meth:`unpin` or reboot."""
+    def pin(self, id: LayerId, mount_label: str = "", *, here: bool = False) -> Path:
+        """:meth:`get` with a reference that outlives the process, until :meth:`unpin` or reboot.
+
+        ``here`` says that all who pin this layer share this mount namespace. Then pins of a mount
+        that is gone, because someone else unmounted it, count for nothing any more.
+        """
 
     @abstractmethod
     def unpin(self, id: LayerId) -> bool:
@@ -336,8 +342,11 @@ class Driver(ABC):
             pass
 
     @abstractmethod
-    def cleanup(self) -> None:
-        """Give back all references of this process and unmount what nobody refers to."""
+    def cleanup(self, *, pins: bool = False) -> None:
+        """Give back all references of this process and unmount what nobody refers to.
+
+        With ``pins`` all pins are given back too, whoever took them.
+        """
 
     @abstractmethod
     def close(self) -> None:

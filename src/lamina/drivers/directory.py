@@ -159,11 +159,15 @@ class DirectoryDriver(Driver):
             if self.references.release(id):
                 self._unmount(id)
 
-    def pin(self, id: LayerId) -> Path:
+    def pin(self, id: LayerId, mount_label: str = "", *, here: bool = False) -> Path:
         """See :meth:`Driver.pin`."""
         with self.references.transition(id):
-            path = self._mount(id, "")
-            self.references.pin(id)
+            stale = 0 if not here or _is_mounted(self._mountpoint(id)) else self.references.pins(id)
+            if stale:
+                self.references.unpin_all(id)  # else the mount would count as another namespace's
+            path = self._mount(id, mount_label)
+            pins = 0 if path == Path(self._mountpoint(id)) else stale  # some need no mount
+            self.references.pin(id, pins + 1)
             return path
 
     def unpin(self, id: LayerId) -> bool:
@@ -178,14 +182,17 @@ class DirectoryDriver(Driver):
         """See :meth:`Driver.mounts`: a bind of the driver's own mount, which is pinned."""
         return super().mounts(id, readonly=readonly or self.layout.has_children(id))
 
-    def cleanup(self) -> None:
+    def cleanup(self, *, pins: bool = False) -> None:
         """See :meth:`Driver.cleanup`."""
         layers = os.fsencode(os.path.realpath(self._mounts_home())) + b"/"
         below = (point.target.removeprefix(layers) for point in mounts_below(layers))
         standing = {LayerId(os.fsdecode(path.partition(b"/")[0])) for path in below}
-        for id in standing.union(self.references.held()):
+        pinned = self.references.pinned() if pins else []
+        for id in standing.union(self.references.held(), pinned):
             with self.references.transition(id):
                 self.references.drop(id)
+                if pins:
+                    self.references.unpin_all(id)
                 if not self.references.taken_elsewhere(id):
                     self._unmount(id)
         self.close()

@@ -85,7 +85,7 @@ class References:
 
     def taken_elsewhere(self, id: LayerId) -> bool:
         """Whether another process or a pin refers to the mount. Within a transition."""
-        if self._pins(id):
+        if self.pins(id):
             return True
         try:
             fd = os.open(self._path(id, "refs"), os.O_RDWR | os.O_CLOEXEC)
@@ -104,13 +104,18 @@ class References:
                 fcntl.flock(mine, fcntl.LOCK_SH)
         return False
 
-    def pin(self, id: LayerId) -> None:
-        """Add a reference that outlives the process. Within a transition."""
-        self._write_pins(id, self._pins(id) + 1)
+    def pin(self, id: LayerId, more: int = 1) -> None:
+        """Add references that outlive the process. Within a transition."""
+        self._write_pins(id, self.pins(id) + more)
+
+    def unpin_all(self, id: LayerId) -> None:
+        """Take all pins away. Within a transition."""
+        if self.pins(id):
+            self._write_pins(id, 0)
 
     def unpin(self, id: LayerId) -> bool:
         """Take one pin away; whether there was one. Within a transition."""
-        pins = self._pins(id)
+        pins = self.pins(id)
         if pins:
             self._write_pins(id, pins - 1)
         return bool(pins)
@@ -157,7 +162,14 @@ class References:
                 raise
             os.close(fd)
 
-    def _pins(self, id: LayerId) -> int:
+    def pinned(self) -> list[LayerId]:
+        """The ids that are pinned."""
+        suffix = ".pin"
+        names = [name for name in os.listdir(self._run) if name.endswith(suffix)]
+        return [check_id(name.removesuffix(suffix)) for name in names]
+
+    def pins(self, id: LayerId) -> int:
+        """How many pins the mount has. Within a transition."""
         try:
             with open(self._path(id, "pin"), "rb") as file:
                 return int(file.read() or b"0")

@@ -79,9 +79,9 @@ class AufsDriver(StackingDriver):
             except OSError as error:
                 log.debug("can't unmount %s: %s", self.home, error)
 
-    def cleanup(self) -> None:
+    def cleanup(self, *, pins: bool = False) -> None:
         """See :meth:`Driver.cleanup`."""
-        super().cleanup()
+        super().cleanup(pins=pins)
         self.close()
 
     # -- life ---------------------------------------------------------------------------
