@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # Debian's, whatever else is installed
 class Docker:
     """The client of a dockerd."""
 
-    def __init__(self, socket: Path, home: Path) -> None:
+    def __init__(self, socket: Path, home: Path, daemon: Daemon) -> None:
         self.host = f"unix://{socket}"
+        self.daemon = daemon
         self._env = {
             "PATH": _PATH, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(home),
             "HOME": str(home),
@@ -133,8 +134,10 @@ def _containerd(
 
 
 @contextmanager
-def dockerd(root: Path) -> Iterator[Docker]:
-    """A dockerd on ``root`` with overlay2; everything else of it goes at the end."""
+def dockerd(
+    root: Path, driver: str = "overlay2", options: Sequence[str] = (), *, more: Sequence[str] = ()
+) -> Iterator[Docker]:
+    """A dockerd on ``root``; everything else of it goes at the end."""
     need()
     with ExitStack() as stack:
         run = stack.enter_context(run_directory())
@@ -144,44 +147,76 @@ def dockerd(root: Path) -> Iterator[Docker]:
         argv: list[str | Path] = [
             "dockerd", "--config-file", run / "daemon.json", "--host", f"unix://{socket}",
             "--data-root", root, "--exec-root", run / "exec", "--pidfile", run / "pid",
-            "--containerd", containerd, "--storage-driver", "overlay2",
+            "--containerd", containerd, "--storage-driver", driver,
             "--bridge=none", "--iptables=false", "--ip6tables=false",
+            *(f"--storage-opt={option}" for option in options), *more,
         ]  # fmt: skip
         stack.callback(unmount_below, run, root)
-        stack.enter_context(_daemon(argv, socket, run / "dockerd.log"))
-        docker = Docker(socket, run)
+        daemon = Daemon(argv, socket, run / "dockerd.log")
+        docker = Docker(socket, run, daemon)
+        stack.callback(daemon.stop)
+        daemon.start()
         docker("version")
         yield docker
 
 
+class Daemon:
+    """A daemon that can be stopped or killed, and started again; its log is ``log``."""
+
+    def __init__(self, argv: Sequence[str | Path], socket: Path, log: Path) -> None:
+        self.log = log
+        self._argv = argv
+        self._socket = socket
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it, and wait for its socket; its process."""
+        self._socket.unlink(missing_ok=True)
+        with self.log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                env={"PATH": _PATH, "HOME": "/root"},
+            )  # fmt: skip
+        deadline = time.monotonic() + _PATIENCE
+        while not self._socket.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self._argv[0]} did not come up:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+        return self._process
+
+    def stop(self) -> None:
+        """Let it end, if it runs."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+
 @contextmanager
 def _daemon(
-    argv: list[str | Path],
+    argv: Sequence[str | Path],
     socket: Path,
     log: Path,
     processes: list[subprocess.Popen[bytes]] | None = None,
 ) -> Iterator[None]:
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-            env={"PATH": _PATH, "HOME": "/root"},
-        )  # fmt: skip
-    if processes is not None:
-        processes.append(process)
+    daemon = Daemon(argv, socket, log)
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{argv[0]} did not come up:\n{log.read_text()[-3000:]}")
-            time.sleep(0.05)
+        process = daemon.start()
+        if processes is not None:
+            processes.append(process)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        daemon.stop()
 
 
 def unmount_below(*tops: Path) -> None:

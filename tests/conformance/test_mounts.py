@@ -300,3 +300,15 @@ def test_cleanup_gives_pins_back_when_it_is_to(box: Driver, factory: Factory) ->
     assert mounts_of(factory) == 0
     assert not box.unpin(BOX)
     assert not box.unpin(BASE)
+
+
+def test_a_removal_can_do_away_with_pins(box: Driver, factory: Factory) -> None:
+    box.pin(BOX)
+    box.pin(BASE)
+    with pytest.raises(LayerInUse, match="mounted"):
+        box.remove(BOX)
+    with pytest.raises(LayerInUse, match="child"):
+        box.remove(BASE, pins=True)
+    box.remove(BOX, pins=True)
+    assert mounts_of(factory) == 0
+    assert box.unpin(BASE)

@@ -93,7 +93,7 @@ def check_id(id: str) -> LayerId:
     """
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.endswith("-removing"):
         raise InvalidName(
-            f"not a layer id: '{printable(id) if isinstance(id, str) else id!r}' "
+            f"not a layer id: '{printable(id if isinstance(id, str) else repr(id))}' "
             "(1 to 200 letters, digits and _.+:@-)"
         )
     return LayerId(id)
@@ -248,10 +248,11 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    def remove(self, id: LayerId) -> None:
+    def remove(self, id: LayerId, *, pins: bool = False) -> None:
         """End a layer. One that is not there is no error: removal can be repeated.
 
-        A mount that nobody refers to any more is unmounted first.
+        A mount that nobody refers to any more is unmounted first. With ``pins`` none of them
+        counts as a reference.
 
         Raises:
             LayerInUse: it has children, or a process refers to its mount.

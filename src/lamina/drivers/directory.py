@@ -117,14 +117,16 @@ class DirectoryDriver(Driver):
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:
         """Make what a layer's directory holds."""
 
-    def remove(self, id: LayerId) -> None:
+    def remove(self, id: LayerId, *, pins: bool = False) -> None:
         """See :meth:`Driver.remove`."""
         with self.layout.staging.directory() as staged, self.references.transition(id):
             try:
-                if self.references.taken_elsewhere(id):
-                    raise LayerInUse(id, "it is mounted")
                 if self.layout.has_children(id):  # before its mount goes, which they may need
                     raise LayerInUse(id, "it has child layers")
+                if pins:
+                    self.references.unpin_all(id)
+                if self.references.taken_elsewhere(id):
+                    raise LayerInUse(id, "it is mounted")
                 self.references.drop(id)
                 self._unmount(id)
                 self.layout.detach(id, staged)

@@ -168,10 +168,10 @@ class OverlayDriver(StackingDriver):
             remove_tree(left)
         os.close(os.open(seen, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
-    def remove(self, id: LayerId) -> None:
+    def remove(self, id: LayerId, *, pins: bool = False) -> None:
         """See :meth:`Driver.remove`."""
         project = self._project(id)
-        super().remove(id)
+        super().remove(id, pins=pins)
         if project is not None:
             from lamina.drivers.size import lift_limit
 

@@ -71,9 +71,22 @@ def choose(root: Path) -> str:
     for name in _KNOWN:
         if (root / name / "layers").is_dir():
             return name
+    return _best({name: root / name for name in _KNOWN})
+
+
+def choose_for(home: Path) -> str:
+    """The best driver that can keep its layers in ``home`` itself.
+
+    Raises:
+        DriverUnsupported: none can.
+    """
+    return _best(dict.fromkeys(_KNOWN, home))
+
+
+def _best(homes: dict[str, Path]) -> str:
     reasons = []
-    for name in _KNOWN:
-        reason = _reason(name, root)
+    for name, home in homes.items():
+        reason = _unsupported(name, home)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
@@ -81,8 +94,12 @@ def choose(root: Path) -> str:
 
 
 def _reason(name: str, root: Path) -> str | None:
+    return _unsupported(name, root / name)
+
+
+def _unsupported(name: str, home: Path) -> str | None:
     try:
-        driver_class(name).probe(root / name)
+        driver_class(name).probe(home)
     except DriverUnsupported as error:
         return error.reason
     return None

@@ -8,6 +8,7 @@ import click
 
 _SERVERS = {
     "containerd": "Be a snapshotter, and a differ, of containerd",
+    "docker": "Be a graph driver plugin of Docker, up to version 27",
 }
 """What the overview says of each, without importing it."""
 
