@@ -22,7 +22,7 @@ _PATIENCE = 30  # seconds
 _ACCEPT = "application/vnd.docker.plugins.v1.2+json"
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """An answer with another status than 200."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -98,7 +98,7 @@ class Client:
         except BaseException:
             connection.close()
             raise
-        connection.sock = None  # the answer has it
+        connection.sock.close()  # the answer has it
         return cast(BinaryIO, answer)
 
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from lamina import __version__
 from lamina.archive.changes import Kind
-from lamina.drivers.base import check_id
+from lamina.drivers.base import check_id, check_options
 from lamina.drivers.homes import Homes
 from lamina.errors import OptionUnsupported, printable
 from lamina.serve.docker.messages import Init, Layer, Nothing
@@ -78,7 +78,7 @@ class GraphDriver:
         """GraphDriver.Create: an image's layer."""
         id, parent = LayerId(request.id), _parent(request.parent)
         driver = self.homes.place(id, parent)
-        _check_options(request.storage_opt or {}, frozenset())
+        check_options(driver.name, request.storage_opt or {}, frozenset())
         driver.create(id, parent)
         return {"Err": ""}
 
@@ -87,7 +87,7 @@ class GraphDriver:
         id, parent = LayerId(request.id), _parent(request.parent)
         driver = self.homes.place(id, parent)
         given = {key.lower(): value for key, value in (request.storage_opt or {}).items()}
-        _check_options(given, driver.layer_options & _LAYER_OPTIONS)
+        check_options(driver.name, given, driver.layer_options & _LAYER_OPTIONS)
         driver.create_read_write(id, parent, mount_label=request.mount_label, options=given)
         return {"Err": ""}
 
@@ -178,10 +178,3 @@ DIFF, APPLY_DIFF = "GraphDriver.Diff", "GraphDriver.ApplyDiff"
 
 def _parent(id: str) -> LayerId | None:
     return check_id(id) if id else None
-
-
-def _check_options(given: Mapping[str, str], known: frozenset[str]) -> None:
-    for key in given:
-        if key not in known:
-            has = f"there are: {', '.join(sorted(known))}" if known else "there are none here"
-            raise OptionUnsupported(f"unknown storage option '{printable(key)}' ({has})")

@@ -37,11 +37,11 @@ class Init(msgspec.Struct, frozen=True, rename="pascal"):
     @property
     def idmap(self) -> IdMap:
         """The owners; BadRequest where that can be no map."""
-        uids, gids = (
-            tuple(IdRange(m.container_id, m.host_id, m.size) for m in maps or ())
-            for maps in (self.uid_maps, self.gid_maps)
-        )
         try:
+            uids, gids = (
+                tuple(IdRange(m.container_id, m.host_id, m.size) for m in maps or ())
+                for maps in (self.uid_maps, self.gid_maps)
+            )
             return IdMap(uids, gids)
         except ValueError as error:
             raise BadRequest(str(error)) from error
