@@ -26,14 +26,14 @@ class Docker:
     def __init__(self, socket: Path, home: Path, daemon: Daemon) -> None:
         self.host = f"unix://{socket}"
         self.daemon = daemon
-        self._env = {
+        self.env = {
             "PATH": _PATH, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(home),
             "HOME": str(home),
         }  # fmt: skip
 
     def __call__(self, *argv: str | Path) -> str:
         """Run a command that must succeed; what it prints."""
-        return support.run("/usr/bin/docker", *argv, env=self._env).stdout.decode()
+        return support.run("/usr/bin/docker", *argv, env=self.env).stdout.decode()
 
     def lines(self, *argv: str | Path) -> list[str]:
         """The same, line by line, sorted."""
@@ -169,7 +169,7 @@ class Daemon:
         self._socket = socket
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start it, and wait for its socket; its process."""
         self._socket.unlink(missing_ok=True)
         with self.log.open("ab") as sink:
@@ -177,12 +177,18 @@ class Daemon:
                 self._argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
                 env={"PATH": _PATH, "HOME": "/root"},
             )  # fmt: skip
+        if wait:
+            self.wait()
+        return self._process
+
+    def wait(self) -> None:
+        """Wait for its socket."""
+        assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
         while not self._socket.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"{self._argv[0]} did not come up:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.05)
-        return self._process
 
     def stop(self) -> None:
         """Let it end, if it runs."""
@@ -220,8 +226,8 @@ def _daemon(
 
 
 def unmount_below(*tops: Path) -> None:
-    """What a dockerd leaves mounted when it stops: the namespaces of networks."""
+    """What a dockerd leaves mounted: namespaces of networks and, killed, its own root."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     for target in reversed([line.split()[4] for line in lines]):
-        if any(target.startswith(f"{os.path.realpath(top)}/") for top in tops):
+        if any(f"{target}/".startswith(f"{os.path.realpath(top)}/") for top in tops):
             support.run("umount", "-l", target)
