@@ -164,7 +164,7 @@ class DirectoryDriver(Driver):
     def pin(self, id: LayerId, mount_label: str = "", *, here: bool = False) -> Path:
         """See :meth:`Driver.pin`."""
         with self.references.transition(id):
-            stale = 0 if not here or _is_mounted(self._mountpoint(id)) else self.references.pins(id)
+            stale = self.references.pins(id) if here and not self._stands(id) else 0
             if stale:
                 self.references.unpin_all(id)  # else the mount would count as another namespace's
             path = self._mount(id, mount_label)
@@ -209,6 +209,10 @@ class DirectoryDriver(Driver):
 
     def _mountpoint(self, id: LayerId) -> str:
         return self.layout.path(id, "merged")
+
+    def _stands(self, id: LayerId) -> bool:
+        """Whether the layer is mounted, in this mount namespace; within a transition."""
+        return _is_mounted(self._mountpoint(id))
 
     def _unmount(self, id: LayerId) -> None:
         """Unmount the layer if it is mounted; within a transition.

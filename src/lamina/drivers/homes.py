@@ -36,6 +36,7 @@ from lamina.errors import (
 )
 from lamina.kernel.idmap import IdMap, IdRange
 from lamina.kernel.lock import try_lock, unlock
+from lamina.kernel.mountinfo import mounts_below
 from lamina.log import Log
 from lamina.types import LayerId
 
@@ -197,6 +198,13 @@ class Homes:
         drivers = list(self.drivers())
         for driver in drivers:
             driver.cleanup(pins=len(drivers) == 1)
+
+    def mounts(self) -> dict[Path, int]:
+        """How many mounts stand below each home."""
+        found = {}
+        for driver in self.drivers():
+            found[driver.home] = len(mounts_below(driver.home))
+        return found
 
     # -- layers -------------------------------------------------------------------------
 

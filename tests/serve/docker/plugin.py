@@ -117,19 +117,20 @@ class Plugin:
         self.socket = socket
         self.log = ground / f"{socket.stem}.log"
         self.call = Client(socket)
-        self._argv = [
+        self.argv = [
             sys.executable, "-m", "lamina", "--root", str(ground / "root"),
             "--run-root", str(run), "serve", "docker", "--address", str(socket), "--debug",
             *options,
         ]  # fmt: skip
+        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                self.argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                env=self.env,
             )  # fmt: skip
         deadline = time.monotonic() + _PATIENCE
         while True:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lamina.cli.session import Session
+from lamina.errors import LaminaError
 
 _ADDRESS = "/run/docker/plugins/lamina.sock"
 
@@ -18,10 +19,16 @@ _ADDRESS = "/run/docker/plugins/lamina.sock"
               help="How layers are kept: as the global option.")  # fmt: skip
 @click.option("--group", metavar="GROUP",
               help="Let this group connect too, not the socket's owner alone.")  # fmt: skip
-@click.option("--debug", is_flag=True, help="Log a line for each call.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve numbers for Prometheus there.")
+@click.option("--debug", is_flag=True, help="Log every call.")
 @click.pass_obj
 def command(
-    session: Session, address: str, driver: str | None, group: str | None, debug: bool
+    session: Session,
+    address: str,
+    driver: str | None,
+    group: str | None,
+    metrics: str | None,
+    debug: bool,
 ) -> None:
     """Be a graph driver plugin of Docker, up to version 27.
 
@@ -34,8 +41,12 @@ def command(
       lamina serve docker --address /run/docker/plugins/aufs.sock --driver aufs
       dockerd --experimental --storage-driver lamina --storage-opt lamina.driver=overlay
     """
+    try:
+        from lamina.serve.docker.serving import serve
+    except ModuleNotFoundError as error:
+        needed = "pip install 'lamina[serve]'"
+        raise LaminaError(f"there is no Python module {error.name}: {needed}") from error
     from lamina.serve import life
-    from lamina.serve.docker.serving import serve
     from lamina.store.roots import default_root, default_run
 
     settings = session.settings
@@ -48,4 +59,5 @@ def command(
         driver=driver or settings.driver,
         options=settings.storage_options,
         group=group,
+        metrics=metrics,
     )

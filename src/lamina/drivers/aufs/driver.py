@@ -116,6 +116,9 @@ class AufsDriver(StackingDriver):
         self.engine.mount(Union(id, diff, self._directories(chain), target, mount_label))
         return Path(target)
 
+    def _stands(self, id: LayerId) -> bool:
+        return self._standing(self._mountpoint(id))
+
     def _standing(self, target: str) -> bool:
         """Whether a union is mounted and answers; a dead one is taken away."""
         try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import BinaryIO, cast
 
 import msgspec
 
-from lamina.errors import InvalidName, LaminaError, OptionUnsupported
+from lamina.errors import InvalidName, LaminaError, OptionUnsupported, printable
 from lamina.serve.docker.bodies import (
     Event,
     Incoming,
@@ -27,8 +27,7 @@ from lamina.serve.docker.bodies import (
 )
 from lamina.serve.docker.graphdriver import APPLY_DIFF, DIFF, METHODS, Answer, GraphDriver
 from lamina.serve.docker.messages import BadRequest, Layer, decode
-
-log = logging.getLogger(__name__)
+from lamina.serve.docker.watching import Watch
 
 LONGEST_REQUEST = 1 << 20
 """Bytes of a request in JSON."""
@@ -51,8 +50,9 @@ class _Refused(LaminaError):
 class Application:
     """The protocol over HTTP."""
 
-    def __init__(self, plugin: GraphDriver) -> None:
+    def __init__(self, plugin: GraphDriver, watch: Watch) -> None:
         self._plugin = plugin
+        self._watch = watch
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
 
     def close(self) -> None:
@@ -61,87 +61,80 @@ class Application:
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI 3, HTTP)."""
-        method = scope["path"].removeprefix("/")
-        started, key = time.monotonic(), ""
-        answering = _Answering(send)
+        call = _Call(scope["path"].removeprefix("/"), receive, _Answering(send))
+        started = time.monotonic()
+        failed: Exception | None = None
         try:
             if scope["method"] != "POST":
                 raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "the protocol has POST only")
-            if method == APPLY_DIFF:
-                key, parent = _layers_of(scope["query_string"])
-                await self._apply_diff(key, parent, receive, answering)
-                return
-            body = await whole(receive, LONGEST_REQUEST)
-            if body is None:
-                too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-                raise _Refused(too_large, f"a request has {LONGEST_REQUEST} bytes at most")
-            key = _key_of(body)
-            if method == DIFF:
-                await self._diff(decode(body, Layer), receive, answering)
-            elif method in METHODS:
-                call, kind = METHODS[method]
-                request = decode(body, kind)
-                await answering.json(await self._in_thread(lambda: call(self._plugin, request)))
+            if call.method == APPLY_DIFF:
+                await self._apply_diff(call, scope["query_string"])
             else:
-                raise _Refused(HTTPStatus.NOT_FOUND, f"there is no method '{method}'")
+                await self._with_json(call)
         except ConnectionAbortedError as error:
-            log.warning("%s", error, extra={"fields": {"method": method, "key": key}})
+            failed = error  # nobody is there to hear of it
         except Exception as error:
-            await self._fail(error, method, key, answering)
+            failed = error
+            await _tell(error, call.answering)
         finally:
             took = time.monotonic() - started
-            fields = {"method": method, "key": key, "status": answering.status, "seconds": took}
-            log.debug("call", extra={"fields": fields})
+            self._watch.done(call.method, call.key, took, call.answering.status, failed)
 
-    async def _fail(self, error: Exception, method: str, key: str, answer: _Answering) -> None:
-        """Say what went wrong; to a client that has part of a tar, by ending the connection."""
-        expected = isinstance(error, LaminaError | OSError)
-        fields = {"method": method, "key": key, "error": str(error)}
-        log.log(
-            logging.WARNING if expected else logging.ERROR,
-            "call failed", exc_info=not expected, extra={"fields": fields},
-        )  # fmt: skip
-        if answer.status is None:
-            text = str(error) if expected else f"internal error: {error!r}"
-            await answer.json({"Err": text}, _status_of(error))
+    async def _with_json(self, call: _Call) -> None:
+        body = await whole(call.receive, LONGEST_REQUEST)
+        if body is None:
+            too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            raise _Refused(too_large, f"a request has {LONGEST_REQUEST} bytes at most")
+        call.key = _key_of(body)
+        if call.method == DIFF:
+            await self._diff(call, decode(body, Layer))
+            return
+        if call.method not in METHODS:
+            raise _Refused(HTTPStatus.NOT_FOUND, f"there is no method '{printable(call.method)}'")
+        run, kind = METHODS[call.method]
+        request = decode(body, kind)
+        await call.answering.json(await self._in_thread(lambda: run(self._plugin, request)))
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     # -- tars ---------------------------------------------------------------------------
 
-    async def _apply_diff(
-        self, id: str, parent: str, receive: Receive, answering: _Answering
-    ) -> None:
+    async def _apply_diff(self, call: _Call, query: bytes) -> None:
+        call.key, parent = _layers_of(query)
         loop = Loop()
+        started = time.monotonic()
 
         def apply() -> Answer:
-            with Incoming(receive, loop) as tar:
+            with Incoming(call.receive, loop) as tar:
                 try:
-                    return self._plugin.apply_diff(id, parent, cast(BinaryIO, tar))
+                    answer = self._plugin.apply_diff(call.key, parent, cast(BinaryIO, tar))
                 finally:
                     tar.drain()
+                self._watch.unpacked(tar.count, time.monotonic() - started)
+                return answer
 
         try:
-            await answering.json(await self._in_thread(apply))
+            await call.answering.json(await self._in_thread(apply))
         finally:
             loop.stop()
 
-    async def _diff(self, request: Layer, receive: Receive, answering: _Answering) -> None:
+    async def _diff(self, call: _Call, request: Layer) -> None:
         """The first block is made before the answer begins: an error in it has a status yet."""
         loop = Loop()
-        gone = asyncio.create_task(departure(receive))
+        gone = asyncio.create_task(departure(call.receive))
 
         def stream() -> None:
             with closing(self._plugin.diff(request)) as tar:
                 block = tar.read(_BLOCK)
-                loop.run(answering.begin(_TAR))
+                loop.run(call.answering.begin(_TAR))
                 while block:
                     if gone.done():
                         raise ConnectionAbortedError("the client went away before the tar's end")
-                    loop.run(answering.more(block))
+                    loop.run(call.answering.more(block))
+                    self._watch.packed(len(block))
                     block = tar.read(_BLOCK)
-                loop.run(answering.end())
+                loop.run(call.answering.end())
 
         try:
             await self._in_thread(stream)
@@ -150,12 +143,31 @@ class Application:
             gone.cancel()
 
 
+@dataclass(slots=True)
+class _Call:
+    """One request on its way."""
+
+    method: str
+    receive: Receive
+    answering: _Answering
+    key: str = ""
+    """The layer that it is about, for the log."""
+
+
+async def _tell(error: Exception, answering: _Answering) -> None:
+    """Say what went wrong. A client that has part of a tar is told by the connection's end."""
+    if answering.status is None:
+        expected = isinstance(error, LaminaError | OSError)
+        text = str(error) if expected else f"internal error: {error!r}"
+        await answering.json({"Err": text}, _status_of(error))
+
+
 class _Answering:
     """What is sent to the client."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.status: int | None = None
+        self.status: HTTPStatus | None = None
 
     async def json(self, answer: Answer, status: HTTPStatus = HTTPStatus.OK) -> None:
         """A whole answer."""
@@ -167,10 +179,10 @@ class _Answering:
         self, kind: bytes, status: HTTPStatus = HTTPStatus.OK, *headers: tuple[bytes, bytes]
     ) -> None:
         """The head of an answer."""
-        self.status = int(status)
+        self.status = status
         headers = ((b"content-type", kind), *headers)
         await self._send(
-            {"type": "http.response.start", "status": self.status, "headers": list(headers)}
+            {"type": "http.response.start", "status": int(status), "headers": list(headers)}
         )
 
     async def more(self, block: bytes) -> None:

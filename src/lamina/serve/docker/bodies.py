@@ -66,6 +66,8 @@ class Incoming(io.RawIOBase):
         self._receive, self._loop = receive, loop
         self._rest = memoryview(b"")
         self._more = True
+        self.count = 0
+        """Bytes that came."""
 
     def readable(self) -> bool:
         """Yes."""
@@ -93,6 +95,7 @@ class Incoming(io.RawIOBase):
         if event["type"] != "http.request":
             raise ConnectionAbortedError("the client went away before the end of the tar")
         self._rest = memoryview(event.get("body", b""))
+        self.count += len(self._rest)
         self._more = event.get("more_body", False)
 
 

@@ -12,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from lamina.drivers.homes import Homes
 from lamina.serve.docker.application import Application
 from lamina.serve.docker.graphdriver import GraphDriver
+from lamina.serve.docker.watching import Watch, measure
+from lamina.serve.metrics import Registry
 
 _KEEP_ALIVE = 24 * 3600  # seconds: Docker's connections may rest that long
 _LONGEST_HEAD = 64 << 10
@@ -26,6 +28,7 @@ class Server(uvicorn.Server):
         homes: where the layers are.
         names: by which storage options may call the plugin.
         ready: called when requests are accepted.
+        metrics: where numbers about calls and layers are kept.
         patience: seconds that requests get to end when the server stops; then they are given up.
     """
 
@@ -35,10 +38,13 @@ class Server(uvicorn.Server):
         names: frozenset[str],
         *,
         ready: Callable[[], None] = lambda: None,
+        metrics: Registry | None = None,
         patience: int = 30,
     ) -> None:
         self._ready = ready
-        self._application = Application(GraphDriver(homes, names))
+        metrics = metrics or Registry()
+        measure(homes, metrics)
+        self._application = Application(GraphDriver(homes, names), Watch(metrics))
         super().__init__(
             uvicorn.Config(
                 self._application,

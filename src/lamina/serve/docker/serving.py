@@ -13,6 +13,7 @@ from lamina.drivers.homes import Homes
 from lamina.serve import sockets
 from lamina.serve.docker.server import Server
 from lamina.serve.life import stopped_by_signals
+from lamina.serve.metrics import Registry, served
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,13 @@ def serve(
     driver: str | None = None,
     options: Mapping[str, str] = NO_OPTIONS,
     group: str | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Serve at ``address`` until SIGTERM or SIGINT.
 
     What has to outlive the server is in ``state`` and ``run``, in files that are called after the
-    socket: a plugin of Docker is known by the name of its socket.
+    socket: a plugin of Docker is known by the name of its socket. Numbers for Prometheus are at
+    ``metrics``, HOST:PORT.
 
     Raises:
         AddressInUse, LaminaError, PermissionRequired: as :func:`lamina.serve.sockets.listen`.
@@ -46,7 +49,11 @@ def serve(
         homes = Homes(state / f"{name}.json", run / name, driver=driver, options=options)
         stack.enter_context(closing(homes))
         listening = stack.enter_context(_listening(address, group))
-        Server(homes, frozenset({name, "lamina"}), ready=ready).serve_on(listening)
+        registry = Registry()
+        if metrics is not None:
+            stack.enter_context(served(registry, metrics))
+        names = frozenset({name, "lamina"})
+        Server(homes, names, ready=ready, metrics=registry).serve_on(listening)
         sockets.notify("STOPPING=1")
         log.info("stopped", extra={"fields": {"address": address}})
 
