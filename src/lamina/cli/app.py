@@ -60,7 +60,7 @@ VERBS = {
     "convert": Verb("Store", "Move images to another driver"),
     "prune": Verb("Store", "Remove what nobody needs any more"),
     "check": Verb("Store", "Compare what the store says with what lies on disk"),
-    "serve": Verb("Store", "Keep layers for containerd, as a server"),
+    "serve": Verb("Store", "Keep layers for containerd or Docker, as a server"),
     "unshare": Verb("Store", "Open a shell in the user namespace of a rootless store"),
     "completion": Verb("Store", "Print a shell's completion script"),
 }

@@ -9,19 +9,23 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from lamina.drivers.registry import names
 from tests import daemons
+from tests.adopt import conftest as aufs_store
 from tests.daemons import Docker
 from tests.sandbox.roots import make_small_root
 from tests.serve.docker.plugin import Plugin, Refused, running
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
-DRIVERS = ["aufs", "overlay"]
+DRIVERS = [name for name in names() if name != "vfs"]
+"""Those that mount; how vfs copies is the conformance suite's to see."""
 PLUGINS = Path("/run/docker/plugins")
 PROGRAMS = ("cat", "chmod", "echo", "ln", "ls", "mkdir", "mv", "rm", "sh", "sleep", "touch")
 
@@ -70,13 +74,21 @@ class Machine:
 
 
 @contextmanager
-def machine(driver: str, ground: Path, run: Path, *more: str) -> Iterator[Machine]:
+def machine(
+    driver: str,
+    ground: Path,
+    run: Path,
+    *more: str,
+    prepare: Callable[[str], None] = lambda name: None,
+) -> Iterator[Machine]:
+    """Both; ``prepare`` is called with the name of the plugin, before Docker comes up."""
     daemons.need()
     with ExitStack() as stack:
         PLUGINS.mkdir(parents=True, exist_ok=True)
         socket = PLUGINS / f"lamina-test-{os.getpid()}.sock"
         plugin = stack.enter_context(running(socket, ground, run, "--driver", driver))
         data = ground / "docker"
+        prepare(socket.stem)
         docker = stack.enter_context(
             daemons.dockerd(data, socket.stem, more=["--experimental", *more])
         )
@@ -337,3 +349,39 @@ def test_128_layers_build_and_run(box: Machine, tmp_path: Path) -> None:
     (context / "f").touch()
     box.docker("build", "--network", "none", "-t", "deep:1", context)
     assert "f99" in box.docker("run", "--rm", "--network", "none", "deep:1").split()
+
+
+def test_containers_started_at_once(box: Machine) -> None:
+    def once(number: int) -> str:
+        return box.docker("run", "--rm", "--network", "none", "base:1", "echo", str(number))
+
+    before = set(box.layers())
+    with ThreadPoolExecutor(8) as pool:
+        assert [s.strip() for s in pool.map(once, range(24))] == [str(n) for n in range(24)]
+    assert set(box.layers()) == before
+    assert box.mounts() == []
+
+
+def test_a_root_that_dockers_own_aufs_driver_wrote_goes_on(tmp_path: Path, run: Path) -> None:
+    """As docs/serve.md says how."""
+    expected = json.loads((aufs_store.DATA / "expected.json").read_text())
+    data = aufs_store.unpack(tmp_path / "docker")
+    with machine("aufs", tmp_path, run, prepare=lambda name: _rename_driver(data, name)) as box:
+        docker = box.docker
+        for name in ("fx/base:0", "fx/l5:meta", "fx/l7:rootdel"):
+            layers = saved(docker, tmp_path / "saved.tar", name)
+            assert layers == {name: expected["images"][name]["diff_ids"]}
+        diffs = {id: docker.lines("diff", id) for id in docker("ps", "-aq").split()}
+        assert sum(map(len, diffs.values())) > 20
+        docker("start", "c-running")
+        docker("exec", "c-running", "touch", "/since")
+        assert "A /since" in docker.lines("diff", "c-running")
+        docker("rm", "-f", "c-running")
+        docker("run", "--rm", "--network", "none", "fx/l7:rootdel", "ls", "/")
+
+
+def _rename_driver(data: Path, name: str) -> None:
+    (data / "aufs").rename(data / name)
+    (data / "image/aufs").rename(data / "image" / name)
+    for config in data.glob("containers/*/config.v2.json"):
+        config.write_text(config.read_text().replace('"Driver":"aufs"', f'"Driver":"{name}"'))

@@ -38,7 +38,7 @@ def command(
     \b
     Examples:
       lamina serve docker
-      lamina serve docker --address /run/docker/plugins/aufs.sock --driver aufs
+      lamina serve docker --driver aufs --metrics 127.0.0.1:9324
       dockerd --experimental --storage-driver lamina --storage-opt lamina.driver=overlay
     """
     try:

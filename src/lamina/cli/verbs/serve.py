@@ -37,7 +37,7 @@ class Servers(click.Group):
 
 @click.group(cls=Servers, subcommand_metavar="SERVER ...")
 def command() -> None:
-    """Keep layers for containerd, as a server.
+    """Keep layers for containerd or Docker, as a server.
 
     A server runs in the foreground until SIGTERM, and says on stderr what it does.
 
@@ -45,4 +45,5 @@ def command() -> None:
     Examples:
       lamina serve containerd
       lamina serve containerd --address /run/lamina/containerd.sock --metrics 127.0.0.1:9323
+      lamina serve docker --driver overlay
     """
