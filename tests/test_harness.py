@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks, support, users
+from tests import support, users
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -148,17 +148,6 @@ def test_slow_tests_run_only_when_asked(tmp_path: Path) -> None:
     """
     assert "1 skipped" in run_pytest(tmp_path, source)[1]
     assert "1 passed" in run_pytest(tmp_path, source, "--slow")[1]
-
-
-def test_a_snapshot_costs_less_than_a_millisecond(pytestconfig: pytest.Config) -> None:
-    import time
-
-    def once() -> float:
-        start = time.perf_counter()
-        leaks.Snapshot.take("/nowhere")
-        return time.perf_counter() - start
-
-    assert min(once() for _ in range(50)) < 0.0005  # two are taken for each test
 
 
 def test_the_ordinary_user_has_no_rights_and_a_home(ordinary_user: users.User) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from lamina.cli import process
 from lamina.errors import ContainerNotFound
-from lamina.store import Container
+from lamina.store import Container, Store
 from tests.cli.conftest import Cli
+from tests.store.conftest import damage
 
 pytestmark = pytest.mark.root
 
@@ -407,8 +408,8 @@ class TestStore:
 
     def test_check_tells_what_is_damaged(self, cli: Cli, image: str) -> None:
         (layer,) = cli.json("inspect", image)[0]["layers"]
-        (motd,) = (cli.root / "overlay").rglob(f"{layer['id']}/**/etc/motd")
-        motd.write_text("WELCOME\n")
+        with Store(cli.root, run=cli.run_root) as store:
+            damage(store, store.layers.get(layer["id"]), "etc/motd")
         done = cli.process("check", "--contents")
         assert done.returncode == 1
         assert layer["id"][:12] in done.stdout

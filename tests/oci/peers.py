@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ class Podman:
 
     def load(self, archive: str | Path) -> None:
         """``podman load``."""
-        self("load", "--signature-policy", self.policy, "-i", archive)
+        with _without_capitals(Path(archive)) as given:
+            self("load", "--signature-policy", self.policy, "-i", given)
 
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
@@ -79,6 +81,20 @@ class Podman:
         """An image's DiffIDs."""
         found: list[str] = json.loads(self("inspect", image))[0]["RootFS"]["Layers"]
         return found
+
+
+@contextmanager
+def _without_capitals(path: Path) -> Iterator[Path]:
+    """Another path of a directory: podman takes it for a name, in which there are none."""
+    if not path.is_dir():
+        yield path
+        return
+    link = Path(f"/run/lamina-tests-{os.urandom(4).hex()}")
+    link.symlink_to(path.absolute())
+    try:
+        yield link
+    finally:
+        link.unlink()
 
 
 @contextmanager

@@ -54,10 +54,11 @@ def commit(driver: str, ground: Path) -> Committed:
 
 @pytest.fixture(scope="session")
 def _committed(ground_for: Ground) -> Iterator[dict[str, Committed]]:
+    names = ("overlay", "overlay again", "vfs", "aufs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", _EPOCH)
-        names = ("overlay", "overlay again", "vfs", "aufs")
-        yield {name: commit(name.split()[0], ground_for("committed")) for name in names}
+        made = {name: commit(name.split()[0], ground_for("committed")) for name in names}
+    yield made
 
 
 @pytest.fixture(params=["overlay", "vfs", "aufs"])

@@ -90,7 +90,8 @@ def damage(store: Store, layer: Layer, name: str) -> None:
         tar = Path(facts["Tar"])
         data = bytearray(tar.read_bytes())
         with tarfile.open(tar) as archive:
-            data[archive.getmember(name).offset_data] ^= 1
+            (member,) = (m for m in archive if m.name.removeprefix("./") == name)
+            data[member.offset_data] ^= 1
         tar.write_bytes(data)
         return
     path = Path(facts.get("UpperDir") or facts["Dir"], name)

@@ -182,6 +182,15 @@ def test_squashing_a_range_keeps_the_tree(
     assert store.check(contents=True) == []
 
 
+def test_squashing_sees_changes_whose_times_were_clamped(
+    store: Store, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files of one size have one time then: where trees are compared they have to be read."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    stack = _stack(store, image, 4)
+    assert _tree(store, store.squash(stack, 2, 4)) == _tree(store, stack)
+
+
 def test_squashing_counts_from_the_top_too(store: Store, image: Image) -> None:
     stack = _stack(store, image, 3)
     assert len(store.squash(stack).layers) == 1

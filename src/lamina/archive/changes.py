@@ -27,6 +27,9 @@ from lamina.kernel.path import fd_path
 _Identity: TypeAlias = tuple[int, int]
 
 
+_BLOCK = 1 << 20
+
+
 class Kind(StrEnum):
     """How a path changed; the value is what ``docker diff`` prints."""
 
@@ -65,22 +68,34 @@ def changes_from_uppers(
 
 
 def changes_between(
-    new: Tree, old: Tree | None, *, policy: XattrPolicy = DEFAULT_POLICY
+    new: Tree,
+    old: Tree | None,
+    *,
+    policy: XattrPolicy = DEFAULT_POLICY,
+    contents: bool = False,
 ) -> list[Change]:
     """How the plain tree ``new`` differs from ``old``; without ``old`` all of it was added.
 
     Times are compared at the precision that both have: where one has no nanoseconds, by seconds.
     The same device and inode is the same file. Unchanged names that are hard links of each other
-    in one tree only are changes (all but the first). Sorted by path. Raises OSError.
+    in one tree only are changes (all but the first). Files of one size and time are taken for the
+    same, or read for ``contents``. Sorted by path. Raises OSError.
     """
-    return _compare([new], [] if old is None else [old], PLAIN, policy, cut=True)
+    lowers = [] if old is None else [old]
+    return _compare([new], lowers, PLAIN, policy, cut=True, contents=contents)
 
 
 def _compare(
-    new: Sequence[Tree], old: Sequence[Tree], fmt: View, policy: XattrPolicy, *, cut: bool
+    new: Sequence[Tree],
+    old: Sequence[Tree],
+    fmt: View,
+    policy: XattrPolicy,
+    *,
+    cut: bool,
+    contents: bool = False,
 ) -> list[Change]:
     with Lookup(old, fmt) as lowers, closing(walk(new, fmt)) as nodes:
-        comparison = _Comparison(lowers, fmt, policy)
+        comparison = _Comparison(lowers, fmt, policy, contents)
         for node in nodes:
             comparison.close_to(node.depth)
             if node.depth == 0:
@@ -107,7 +122,8 @@ class _Level:
 
 
 class _Comparison:
-    def __init__(self, lowers: Lookup, fmt: View, policy: XattrPolicy) -> None:
+    def __init__(self, lowers: Lookup, fmt: View, policy: XattrPolicy, contents: bool) -> None:
+        self.contents = contents
         self.lowers = lowers
         self.fmt = fmt
         self.policy = policy
@@ -184,6 +200,8 @@ class _Comparison:
         there = fd_path(lower.dir_fd, node.name)
         if self.attributes(here, node) != self.attributes(there, node):
             return False
+        if self.contents and stat.S_ISREG(new.st_mode) and not _same_bytes(here, there):
+            return False
         if not directory and (new.st_nlink > 1 or old.st_nlink > 1):
             self.links.append((b"/" + node.path, new_id, old_id))
         return True
@@ -203,6 +221,14 @@ def same_status(new: os.stat_result, old: os.stat_result) -> bool:
     if (stat.S_ISCHR(new.st_mode) or stat.S_ISBLK(new.st_mode)) and new.st_rdev != old.st_rdev:
         return False
     return same_time(new.st_mtime_ns, old.st_mtime_ns)
+
+
+def _same_bytes(one: int | bytes, other: bytes) -> bool:
+    with open(one, "rb") as left, open(other, "rb") as right:
+        while data := left.read(_BLOCK):
+            if right.read(len(data)) != data:
+                return False
+        return not right.read(1)
 
 
 def same_time(new_ns: int, old_ns: int) -> bool:

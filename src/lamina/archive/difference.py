@@ -22,9 +22,11 @@ def pack_difference(
     Both trees are compared as :func:`lamina.archive.changes.changes_between` does, before the
     first piece comes.
     """
-    policy = DEFAULT_POLICY if options is None else options.xattrs
+    how = options or PackOptions()
     return pack_nodes(
-        lambda vanished: difference(new, old, vanished=vanished, policy=policy),
+        lambda vanished: difference(
+            new, old, vanished=vanished, policy=how.xattrs, contents=how.compare_contents
+        ),
         idmap=idmap,
         options=options,
     )
@@ -41,6 +43,7 @@ def difference(
     *,
     vanished: Vanished | None = None,
     policy: XattrPolicy = DEFAULT_POLICY,
+    contents: bool = False,
 ) -> Iterator[Node]:
     """The nodes of ``new`` that are not as in ``old``, and whiteouts of what is gone.
 
@@ -48,7 +51,7 @@ def difference(
     """
     changed: set[bytes] = set()
     gone: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    for change in changes_between(new, old, policy=policy):
+    for change in changes_between(new, old, policy=policy, contents=contents):
         path = change.path[1:]
         if change.kind is Kind.DELETED:
             head, _, name = path.rpartition(b"/")

@@ -67,6 +67,9 @@ class PackOptions:
     xattrs: XattrPolicy = DEFAULT_POLICY
     clamp_mtime_ns: int | None = None
     """The latest time that any entry gets (https://reproducible-builds.org/specs/source-date-epoch)."""
+    compare_contents: bool = False
+    """Where two trees are compared, read files that have the same size and time: with times that
+    were clamped they need not be the same."""
     warn: Warn = log.warning
     """Told, in one line, what is left out or was changed by others meanwhile."""
 

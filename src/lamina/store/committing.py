@@ -102,7 +102,9 @@ def squash(core: Core, image: Image, first: int, last: int, name: str | None) ->
         below = old[first - 1] if first else None
         parent = None if below is None else below.id
         # All that the layers have came with them, and is no less theirs in one.
-        with driver.diff(old[last].id, parent, options=pack_options("all")) as tar:
+        with driver.diff(
+            old[last].id, parent, options=pack_options("all", compare_contents=True)
+        ) as tar:
             new = [layers.register(tar, below, work=work, what="squashing")]
         for layer in old[last + 1 :]:
             with layers.tar(layer) as tar:

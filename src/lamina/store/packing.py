@@ -14,7 +14,11 @@ Xattrs: TypeAlias = Literal["portable", "all"]
 
 
 def pack_options(
-    xattrs: Xattrs = "portable", *, sparse: bool = False, clamp_mtime: int | None = None
+    xattrs: Xattrs = "portable",
+    *,
+    sparse: bool = False,
+    clamp_mtime: int | None = None,
+    compare_contents: bool = False,
 ) -> PackOptions:
     """Options for packing; ``clamp_mtime`` is in seconds since 1970, the latest time of any entry.
 
@@ -28,4 +32,9 @@ def pack_options(
         known = ", ".join(POLICIES)
         raise OptionUnsupported(f"no xattrs policy '{printable(str(xattrs))}' (there is: {known})")
     latest = None if clamp_mtime is None else clamp_mtime * 1_000_000_000
-    return PackOptions(xattrs=POLICIES[xattrs], sparse=sparse, clamp_mtime_ns=latest)
+    return PackOptions(
+        xattrs=POLICIES[xattrs],
+        sparse=sparse,
+        clamp_mtime_ns=latest,
+        compare_contents=compare_contents,
+    )
