@@ -59,7 +59,7 @@ def driver_class(name: str) -> type[Driver]:
 
 def availability(root: Path) -> list[Availability]:
     """Each known driver, and whether it works for a store in ``root``."""
-    return [Availability(name, _reason(name, root)) for name in _KNOWN]
+    return [Availability(name, _reason(name, root / name)) for name in _KNOWN]
 
 
 def choose(root: Path) -> str:
@@ -86,18 +86,14 @@ def choose_for(home: Path) -> str:
 def _best(homes: dict[str, Path]) -> str:
     reasons = []
     for name, home in homes.items():
-        reason = _unsupported(name, home)
+        reason = _reason(name, home)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
     raise DriverUnsupported("auto", "; ".join(reasons))
 
 
-def _reason(name: str, root: Path) -> str | None:
-    return _unsupported(name, root / name)
-
-
-def _unsupported(name: str, home: Path) -> str | None:
+def _reason(name: str, home: Path) -> str | None:
     try:
         driver_class(name).probe(home)
     except DriverUnsupported as error:
