@@ -249,4 +249,5 @@ def test_of_many_who_want_one_key_one_gets_it(ground: Ground, store: Snapshots) 
                 thread.join()
             assert sorted(got) == ["SnapshotExists"] * 15 + ["key"]
             client.remove("key")
+        client.cleanup()
         assert list(store.driver.ids()) == []

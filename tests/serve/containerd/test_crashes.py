@@ -150,6 +150,7 @@ def test_killed_in_the_middle(ground: Ground, seed: int) -> None:
             if name != "base":
                 client.remove(name)
         client.remove("base")
+        client.cleanup()
     with ground.open() as store:
         assert list(store.driver.ids()) == []
         staging = store.driver.home / "staging"

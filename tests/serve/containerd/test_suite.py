@@ -120,6 +120,7 @@ def test_a_removed_snapshot_leaves_no_layer(snapshotter: Snapshotter, store: Sna
     snapshotter.view("d", "b")
     for key in ("c", "d", "b"):
         snapshotter.remove(key)
+    snapshotter.cleanup()
     assert list(store.driver.ids()) == []
 
 
@@ -398,14 +399,14 @@ def test_a_filter_that_does_not_parse(snapshotter: Snapshotter, wrong: str) -> N
 
 
 def test_keys_are_any_text(snapshotter: Snapshotter) -> None:
-    keys = [
+    keys = {
         "default/1/extract-123-abc sha256:" + "0" * 64, "../../../../etc/passwd", "/", "..", ".",
         "a\0b", "new\nline", "%s", "'; DROP TABLE snapshots; --", "\U0001f4a9", "x" * 5000,
-        *(chr(code) for code in range(1, 256)),
-    ]  # fmt: skip
+        *(chr(code) for code in range(256)),
+    }  # fmt: skip
     for key in keys:
         snapshotter.prepare(key)
-    assert names(snapshotter) == set(keys)
+    assert names(snapshotter) == keys
     for key in keys:
         assert snapshotter.stat(key).name == key
         snapshotter.remove(key)
@@ -423,6 +424,7 @@ def test_a_commit_onto_another_parent(snapshotter: Snapshotter, store: Snapshots
     snapshotter.commit("app", "key", {"l": "1"}, parent="base")
     assert snapshotter.stat("app").parent == "base"
     assert seen(snapshotter, at, "app") == {"a": "app", "b": "base", "c": "app"}
+    snapshotter.cleanup()
     assert len(list(store.driver.ids())) == 2
     with pytest.raises(SnapshotRefused):
         snapshotter.remove("base")

@@ -1,13 +1,15 @@
 """The end of layers that no snapshot has any more.
 
-The row goes first, the directories after; what a crash leaves between the two is a layer without
-a row, which :meth:`Discards.sweep` finds.
+The row goes first, the directories after, in threads beside the calls: a client need not wait for
+the disk. What a crash leaves between the two is a layer without a row, which
+:meth:`Discards.sweep` finds.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from lamina.drivers import Driver
@@ -20,6 +22,11 @@ from lamina.types import LayerId
 log = Log(__name__)
 
 
+_THREADS = 2
+_QUEUE = 256
+"""Layers that may wait; who removes more does it himself, and so is slowed down."""
+
+
 class Discards:
     """Removes layers, and those below them whose removal came too early."""
 
@@ -30,6 +37,8 @@ class Discards:
         self._mutex = threading.Lock()
         self._waiting: set[LayerId] = set()  # whose children are not gone yet
         self._making: set[LayerId] = set()  # that have no row, and are to get one
+        self._pool = ThreadPoolExecutor(_THREADS, "lamina-remove")
+        self._queue: set[Future[bool]] = set()
 
     @contextmanager
     def making(self, layer: LayerId) -> Iterator[None]:
@@ -41,6 +50,39 @@ class Discards:
         finally:
             with self._mutex:
                 self._making.discard(layer)
+
+    def later(self, layer: LayerId) -> None:
+        """:meth:`discard` soon, in another thread, unless too much waits already."""
+        with self._mutex:
+            future = None
+            if len(self._queue) < _QUEUE:
+                future = self._pool.submit(self._discard_aside, layer)
+                self._queue.add(future)
+        if future is None:
+            self.discard(layer)
+        else:
+            future.add_done_callback(self._done)
+
+    def drain(self) -> None:
+        """Wait until all is removed that was to be, up to now."""
+        with self._mutex:
+            queue = set(self._queue)
+        wait(queue)
+
+    def close(self) -> None:
+        """Remove what waits, and end the threads."""
+        self._pool.shutdown()
+
+    def _discard_aside(self, layer: LayerId) -> bool:
+        try:
+            return self.discard(layer)
+        except Exception as error:
+            log.error("can't remove layer %s: %s", layer, error)
+            return False
+
+    def _done(self, future: Future[bool]) -> None:
+        with self._mutex:
+            self._queue.discard(future)
 
     def discard(self, layer: LayerId) -> bool:
         """Remove a layer that has no row; whether it is gone.
@@ -60,6 +102,7 @@ class Discards:
 
     def sweep(self) -> int:
         """Remove all layers without a row; how many are gone."""
+        self.drain()
         # In this order: a layer's row is written before the layer is made, and what has no row
         # is in _making until it has one.
         there = set(self._driver.ids())

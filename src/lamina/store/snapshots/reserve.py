@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 _SIZE = 1 << 20
 """Bytes: SQLite's log written back, a transaction's pages in it, and a directory or two."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a call fails with that finds no room."""
 
 
 class Reserve:
@@ -37,7 +38,7 @@ class Reserve:
         try:
             result = action()
         except OSError as error:
-            if error.errno not in _FULL or not self._give():
+            if error.errno not in FULL or not self._give():
                 raise
             result = action()
         if not self._there:

@@ -43,6 +43,7 @@ from lamina.store.snapshots.records import (
     check_labels,
     find,
 )
+from lamina.store.snapshots.reserve import FULL
 from lamina.types import LayerId
 
 log = Log(__name__)
@@ -101,6 +102,7 @@ class Snapshots(Questions):
 
     def close(self) -> None:
         """Let another have the root. Mounts stay: those who run on them do not know of us."""
+        self._discards.close()
         self._home.close()
 
     # -- making -------------------------------------------------------------------------
@@ -161,12 +163,21 @@ class Snapshots(Questions):
         return Record(id, info, layer, below.layer if below else None, None, None)
 
     def _make_layer(self, made: Record) -> None:
+        try:
+            self._create(made)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._discards.drain()  # there may be room when what was removed is gone
+            self._create(made)
+        with self._db.write() as tx:
+            tx.run("UPDATE snapshots SET ready = 1 WHERE id = ?", (made.id,))
+
+    def _create(self, made: Record) -> None:
         if made.info.kind is Kind.VIEW:
             self.driver.create(made.layer)
         else:
             self.driver.create_read_write(made.layer, made.parent_layer)
-        with self._db.write() as tx:
-            tx.run("UPDATE snapshots SET ready = 1 WHERE id = ?", (made.id,))
 
     def _forget(self, made: Record) -> None:
         def forget() -> None:
@@ -283,7 +294,7 @@ class Snapshots(Questions):
     # -- removing -----------------------------------------------------------------------
 
     def remove(self, key: str) -> None:
-        """End a snapshot. Its files go before the call returns, if nothing is in the way.
+        """End a snapshot. Its files go soon after; :meth:`cleanup` waits for that.
 
         Raises:
             SnapshotNotFound: there is none.
@@ -304,7 +315,7 @@ class Snapshots(Questions):
     def _let_go(self, record: Record) -> None:
         """Give up the layer of a snapshot whose row is gone."""
         if not record.shares_layer:
-            self._discards.discard(record.layer)
+            self._discards.later(record.layer)
             return
         with self._shared.held(record.layer):
             with self._db.read() as tx:
@@ -316,7 +327,10 @@ class Snapshots(Questions):
                 self.driver.release_mounts(record.layer)
 
     def cleanup(self) -> int:
-        """Remove what no snapshot has any more, as a crash or a busy file leaves it; how much."""
+        """Remove what no snapshot has any more, and wait for what goes already.
+
+        Returns how many layers a crash or a busy file had left.
+        """
         return self._discards.sweep()
 
     @contextmanager
