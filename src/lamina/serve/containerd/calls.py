@@ -30,6 +30,7 @@ from lamina.errors import (
     printable,
 )
 from lamina.serve.metrics import Registry
+from lamina.serve.tracing import Spans
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +67,10 @@ class Call(NamedTuple):
 
 
 class Watched:
-    """Counts, times and logs calls."""
+    """Counts, times and logs calls; ``span`` is entered around each."""
 
-    def __init__(self, metrics: Registry) -> None:
+    def __init__(self, metrics: Registry, span: Spans) -> None:
+        self.span = span
         self._calls = metrics.counter("lamina_calls_total", "Calls, by method and status.")
         self._errors = metrics.counter("lamina_errors_total", "Calls that failed, by method.")
         self._seconds = metrics.histogram("lamina_call_seconds", "How long calls took.")
@@ -126,7 +128,8 @@ def _watching(
     try:
         request = call.request.FromString(data)
         key = _key(request)
-        yield request
+        with watched.span(method):
+            yield request
     except Exception as error:
         watched.done(method, key, time.monotonic() - begun, error)
         _abort(context, error)

@@ -21,6 +21,7 @@ from lamina.serve.containerd.calls import Watched, service
 from lamina.serve.containerd.content import Content
 from lamina.serve.life import stopped_by_signals
 from lamina.serve.relay import relayed
+from lamina.serve.tracing import spans
 from lamina.store.snapshots import Kind, Snapshots
 
 _log = logging.getLogger(__name__)
@@ -65,12 +66,12 @@ def serve(store: Snapshots, options: Options) -> None:
 def running(store: Snapshots, options: Options) -> Iterator[metrics.Registry]:
     """A server that answers while the block runs; calls under way then get some time to end."""
     registry = metrics.Registry()
-    watched = Watched(registry)
     _watch_store(registry, store)
     content = Content(options.content_root, options.containerd)
     healthy = health.HealthService((snapshots.NAME, diff.NAME))
     with ExitStack() as stack:
         stack.callback(content.close)
+        watched = Watched(registry, stack.enter_context(spans()))
         pool = stack.enter_context(ThreadPoolExecutor(THREADS, "lamina-call"))
         server = grpc.server(pool, options=_CHANNEL)
         server.add_generic_rpc_handlers(
