@@ -14,6 +14,7 @@ from lamina.errors import InvalidName, PermissionRequired, StoreError
 from lamina.store import Store
 from lamina.types import LayerId
 from tests.store.conftest import MakeStore, damage, tar
+from tests.support import need_filesystem
 
 SIZE = 200_020
 
@@ -111,6 +112,18 @@ def test_check_finds_and_repairs(store: Store, root_fs: bytes) -> None:
         assert [problem.kind for problem in store.check()] == ["tar-split"]
     store.driver.remove(layer.id)
     assert "missing" in str(store.check()[0])
+
+
+@pytest.mark.root
+def test_check_finds_an_index_that_changed(tmp_path: Path, root_fs: bytes) -> None:
+    need_filesystem("erofs")
+    with Store(tmp_path / "root", run=tmp_path / "run", driver="erofs") as store:
+        (layer,) = store.import_tar(io.BytesIO(root_fs), "x").layers
+        index = Path(store.driver.metadata(layer.id)["Index"])
+        index.chmod(0o644)
+        index.write_bytes(index.read_bytes() + bytes(512))
+        (problem,) = store.check(contents=True)
+        assert str(problem) == f"layer {layer.id}: its index is not what it was"
 
 
 def _fill(store: Store, count: int) -> None:

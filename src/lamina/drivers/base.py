@@ -275,6 +275,14 @@ class Driver(ABC):
             LayerNotFound: no such layer.
         """
 
+    def verify(self, id: LayerId) -> None:  # noqa: B027 - most have nothing that diff leaves out
+        """Compare with what was recorded whatever of a layer :meth:`diff` does not read.
+
+        Raises:
+            LayerBroken: it is not what it was.
+            LayerNotFound: no such layer.
+        """
+
     def elsewhere(self, id: LayerId) -> Path | None:
         """Where someone else keeps the layer's own files; None if they are in the home."""
         return None

@@ -107,6 +107,7 @@ def _check_contents(core: Core, progress: ProgressCallback | None) -> Iterator[P
     total, done = sum(layer.tar_size or 0 for layer in every), 0
     for layer in every:
         try:
+            core.driver_named(layer.driver).verify(layer.id)
             _read(layers, layer)
         except (LaminaError, OSError) as error:
             yield Problem("layer", layer.id, _what(error))

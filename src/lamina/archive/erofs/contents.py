@@ -19,7 +19,7 @@ class Contents:
 
     def __init__(self, data: memoryview, bits: int, fds: Sequence[int]) -> None:
         self._data = data
-        self._fds = tuple(fds)
+        self._fds = fds
         self._bits = bits
         self.block = 1 << bits
         """Bytes of a block."""

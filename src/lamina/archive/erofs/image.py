@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from struct import Struct
+from typing import overload
 
 from lamina.archive.erofs import format as f
 from lamina.archive.erofs.contents import Contents
@@ -278,12 +279,36 @@ def open_image(
 ) -> Iterator[Image]:
     """An image of files; the index, a hundredth of a layer, is read into memory.
 
+    A device is opened when a content on it is first read, so that many images can be open.
     Raises InvalidArchive for an empty or a damaged one, OSError.
     """
+    with open(index, "rb") as stream:
+        data = stream.read()
     with ExitStack() as stack:
-        fds = []
-        for path in (index, *devices):
-            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            stack.callback(os.close, fds[-1])
-        with open(fds[0], "rb", closefd=False) as stream:
-            yield Image(stream.read(), fds[1:])
+        yield Image(data, _Devices(devices, stack))
+
+
+class _Devices(Sequence[int]):
+    """Descriptors of files that are opened when they are first asked for."""
+
+    def __init__(self, paths: Sequence[str | bytes | Path], stack: ExitStack) -> None:
+        self._paths = paths
+        self._stack = stack
+        self._fds: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, number: int) -> int: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[int]: ...
+    def __getitem__(self, number: int | slice) -> int | list[int]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        fd = self._fds.get(number)
+        if fd is None:
+            fd = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, fd)
+            self._fds[number] = fd
+        return fd

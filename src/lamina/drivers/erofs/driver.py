@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.drivers.base import NO_OPTIONS, FileGetter, Staged, nearest_existing
-from lamina.drivers.directory import DirectoryGetter, StagedDirectory
+from lamina.drivers.directory import StagedDirectory
 from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
 from lamina.drivers.layout import Chain
 from lamina.drivers.overlay import OverlayDriver
 from lamina.drivers.overlaymount import Overlay
-from lamina.errors import DriverUnsupported, LayerNotFound, LayerUnsupported
+from lamina.errors import DriverUnsupported, LayerNotFound, LayerUnsupported, MountError
 from lamina.kernel import filesystems
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import move_mount, umount2
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
 log = Log(__name__)
+
+
+_TOO_MUCH = (LayerUnsupported, MountError)
+"""What says that some layers can't be mounted as one; whatever else is wrong with one of them shows
+again when they are mounted one by one."""
 
 
 class StagedTar(NamedTuple):
@@ -93,7 +98,11 @@ class ErofsDriver(OverlayDriver):
                 )
             if tars:
                 staging = stack.enter_context(self.layout.staging.directory())
-                trees.append(stack.enter_context(TarChain(tars).mounted(staging)))
+                try:
+                    trees.append(stack.enter_context(TarChain(tars).mounted(staging)))
+                except _TOO_MUCH as error:
+                    log.debug("layers mounted one by one: %s", error)
+                    trees += [stack.enter_context(layer.mounted()) for layer in tars]
             yield trees + ([] if chain.base is None else [str(chain.base)])
 
     @staticmethod
@@ -118,19 +127,45 @@ class ErofsDriver(OverlayDriver):
         self._check_chain(id, chain)
         os.makedirs(merged, mode=0o700, exist_ok=True)
         tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
-        if len(tars) > len(chain.layers) and chain.base is None:
-            with self.layout.staging.directory() as staging:
-                fd = TarChain(tars).open_mount(staging)
-            try:
-                move_mount(fd, merged)
-            finally:
-                os.close(fd)
-        else:
-            with self._trees(Chain((id, *chain.layers), chain.base)) as trees:
+        only_tars = len(tars) > len(chain.layers) and chain.base is None
+        if not only_tars or not self._mount_chain(tars, merged):
+            whole = Chain((id, *chain.layers), chain.base)
+            with self._trees(whole, bottom=not only_tars) as trees:
                 Overlay(trees, label=mount_label).mount(merged)
         return Path(merged)
 
+    def _mount_chain(self, tars: list[TarLayer], target: str) -> bool:
+        """Mount a chain of tars as one; False where that is more than the format or kernel takes.
+
+        One layer is never too much.
+        """
+        try:
+            with self.layout.staging.directory() as staging:
+                fd = TarChain(tars).open_mount(staging)
+        except _TOO_MUCH as error:
+            if len(tars) == 1:
+                raise
+            log.debug("layers mounted one by one: %s", error)
+            return False
+        try:
+            move_mount(fd, target)
+        finally:
+            os.close(fd)
+        return True
+
     # -- what is known ------------------------------------------------------------------
+
+    def verify(self, id: LayerId) -> None:
+        """See :meth:`Driver.verify`: the indexes, and fs-verity where there is any."""
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            return
+        with self._there(id), self.layout.staging.directory() as staging:
+            layer.verify()
+            chain = self.layout.chain(id)
+            tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
+            if len(tars) > 1:
+                TarChain(tars).verify(staging)
 
     def metadata(self, id: LayerId) -> dict[str, str]:
         """See :meth:`Driver.metadata`."""
@@ -285,14 +320,16 @@ class ErofsDriver(OverlayDriver):
         return super().diff_size(id, parent)
 
     def diff_getter(self, id: LayerId) -> FileGetter:
-        """See :meth:`Driver.diff_getter`."""
+        """See :meth:`Driver.diff_getter`. Takes no mount."""
+        from lamina.drivers.erofs.getter import ImageGetter
+
         layer = self._tar_layer(id)
         if not layer.is_complete:
             return super().diff_getter(id)
         with ExitStack() as stack:
             stack.callback(self._hold(id))
-            tree = stack.enter_context(layer.mounted())
-            return DirectoryGetter(tree, stack.pop_all().close)
+            image = stack.enter_context(layer.image())
+            return ImageGetter(image, stack.pop_all().close)
 
 
 def _try_mount(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lamina.drivers.erofs import sealing
+from lamina.errors import LayerBroken
 from lamina.kernel import erofs
 
 if TYPE_CHECKING:
@@ -66,7 +69,11 @@ class TarLayer:
             return found
 
     def open_mount(self) -> int:
-        """A detached mount of it alone, with overlayfs's marks for whiteouts."""
+        """A detached mount of it alone, with overlayfs's marks for whiteouts.
+
+        Raises LayerBroken where fs-verity says that a file is another one, MountError, OSError.
+        """
+        sealing.check(self.path)
         return erofs.open_mount(self.index, self.devices)
 
     @contextmanager
@@ -119,22 +126,35 @@ class TarLayer:
                 os.fchmod(index.fileno(), _READ_ONLY)
         finally:
             builder.discard()
+        digests = sealing.digests(self.path)
         with open(f"{self.path}/facts", "w") as facts:
-            json.dump({"size": built.size, "diff_id": diff_id}, facts)
+            json.dump({"size": built.size, "diff_id": diff_id, "digests": digests}, facts)
+        sealing.seal(self.path)
         return Unpacked(built.size, built.entries, 0)
+
+    def verify(self) -> None:
+        """Compare the index with what was recorded of it; the tar has its DiffID for that.
+
+        Raises LayerBroken, OSError.
+        """
+        sealing.check(self.path)
+        recorded = self.facts().get("digests", {})
+        for name, digest in sealing.digests(self.path).items():
+            if recorded.get(name, digest) != digest:
+                raise LayerBroken(os.path.basename(self.path), f"its {name} is not what it was")
 
     def move_to(self, other: TarLayer) -> None:
         """Let another layer, which has none, have these files; the index last."""
-        for name in ("tar", "beside", "facts", "index"):
+        for name in ("tar", "beside", "facts", "verity", "index"):
             try:
                 os.rename(f"{self.path}/{name}", f"{other.path}/{name}")
             except FileNotFoundError:
-                if name != "beside":
+                if name not in ("beside", "verity"):
                     raise
 
     def remove(self) -> None:
         """Delete the files, the index first."""
-        for name in ("index", "chain", "facts", "beside", "tar"):
+        for name in ("index", "chain", "facts", "verity", "beside", "tar"):
             try:
                 os.unlink(f"{self.path}/{name}")
             except FileNotFoundError:
@@ -160,8 +180,11 @@ class Chain:
         top = self.layers[0]
         if len(self.layers) == 1:
             return top.open_mount()
+        for layer in self.layers:
+            sealing.check(layer.path)
         if not os.path.exists(top.chain):
             self._make(f"{staging}/chain")
+            os.rename(f"{staging}/chain", top.chain)  # another process's has the same bytes
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
         return erofs.open_mount(top.chain, devices)
 
@@ -171,19 +194,30 @@ class Chain:
         with _path_to(self.open_mount(staging)) as path:
             yield path
 
+    def verify(self, staging: str) -> None:
+        """Compare the merged index, if there is one, with one made anew.
+
+        Raises LayerBroken, InvalidArchive, OSError.
+        """
+        top = self.layers[0]
+        if not os.path.exists(top.chain):
+            return
+        self._make(f"{staging}/chain")
+        if not filecmp.cmp(f"{staging}/chain", top.chain, shallow=False):
+            raise LayerBroken(os.path.basename(top.path), "its merged index is not what it was")
+
     def _make(self, staged: str) -> None:
-        from lamina.archive.erofs import merge_indexes, open_image
+        from lamina.archive.erofs import Image, merge_indexes
 
         identity = hashlib.sha256()
-        with ExitStack() as stack:
-            images = []
-            for layer in reversed(self.layers):
-                images.append(stack.enter_context(open_image(layer.index)))
-                identity.update(layer.facts()["diff_id"].encode())
-            file = stack.enter_context(open(staged, "xb"))
+        images = []
+        for layer in reversed(self.layers):
+            with open(layer.index, "rb") as index:
+                images.append(Image(index.read()))
+            identity.update(layer.facts()["diff_id"].encode())
+        with open(staged, "xb") as file:
             merge_indexes(images, file.fileno(), identity=f"sha256:{identity.hexdigest()}")
             os.fchmod(file.fileno(), _READ_ONLY)
-        os.rename(staged, self.layers[0].chain)  # another process's has the same bytes
 
 
 @contextmanager

@@ -1,0 +1,384 @@
+"""What is particular to layers that are tars: their mounts, and damage to their files."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lamina.archive.erofs import format as f
+from lamina.archive.tar import Entry, TarWriter, Type
+from lamina.drivers.erofs import ErofsDriver, sealing
+from lamina.errors import LayerBroken, LayerInUse
+from lamina.kernel import erofs, verity
+from lamina.kernel.mountinfo import mounts_below
+from lamina.types import LayerId
+from tests import leaks
+from tests.store.conftest import Files, tar
+from tests.store.faults import Fault, die, in_child
+from tests.support import need_filesystem
+
+pytestmark = pytest.mark.root
+
+Make = Callable[[], ErofsDriver]
+
+
+@contextmanager
+def _drivers(place: Path) -> Iterator[Make]:
+    """Makes drivers of one home, as several processes have them."""
+    made: list[ErofsDriver] = []
+
+    def make() -> ErofsDriver:
+        made.append(ErofsDriver(place / "erofs", place / "run"))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.cleanup()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    need_filesystem("erofs")
+    with _drivers(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def driver(make: Make) -> ErofsDriver:
+    return make()
+
+
+def _fill(driver: ErofsDriver, count: int) -> LayerId:
+    """A chain of layers, each with a file of its own and one that all have; the top's id."""
+    parent = None
+    for number in range(count):
+        id = LayerId(f"layer-{number}")
+        driver.create(id, parent)
+        content: Files = {f"f{number}": b"x" * 600, "same": b"%d" % number, f"d/{number % 10}": b""}
+        driver.apply(id, parent, io.BytesIO(tar(content)))
+        parent = id
+    assert parent is not None
+    return parent
+
+
+def _loops(place: Path) -> set[str]:
+    return leaks.Snapshot.take(str(place)).loops
+
+
+def _holds(root: Path, count: int) -> bool:
+    names = {f"f{number}" for number in range(count)} | {"same", "d"}
+    return set(os.listdir(root)) == names and (root / "same").read_text() == str(count - 1)
+
+
+# -- mounts
+
+
+@pytest.mark.parametrize("count", [1, 60, 500])
+def test_images_of_many_layers(driver: ErofsDriver, count: int) -> None:
+    top = _fill(driver, count)
+    with driver.mounted(top) as root:
+        assert _holds(root, count)
+    box = LayerId("box")
+    driver.create_read_write(box, top)
+    with driver.mounted(box) as root:
+        (root / "new").write_text("1")
+        assert len(os.listdir(root)) == count + 3
+    assert len(driver.changes(box, top)) == 1
+    assert mounts_below(driver.home) == []
+
+
+def test_many_layers_take_no_more_descriptors_than_a_user_has(make: Make) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        driver = make()
+        top = _fill(driver, 300)
+        with driver.mounted(top) as root:
+            assert _holds(root, 300)
+        driver.create(LayerId("linked"), top)
+        link = _hard_link(b"second", b"f0")
+        driver.apply(LayerId("linked"), top, io.BytesIO(link))
+        with driver.mounted(LayerId("linked")) as root:
+            assert (root / "second").read_bytes() == b"x" * 600
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _hard_link(name: bytes, target: bytes) -> bytes:
+    out = io.BytesIO()
+    writer = TarWriter(out)
+    writer.add(Entry(name, Type.HARDLINK, linkname=target), iter([]))
+    writer.close()
+    return out.getvalue()
+
+
+def test_more_than_an_index_holds_is_mounted_one_by_one(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f, "DEVICES_MAX", 5)
+    top = _fill(driver, 20)
+    with driver.mounted(top) as root:
+        assert _holds(root, 20)
+    box = LayerId("box")
+    driver.create_read_write(box, top)
+    with driver.mounted(box) as root:
+        (root / "f3").unlink()
+        assert (root / "same").read_text() == "19"
+    assert not Path(driver.metadata(top)["Index"]).with_name("chain").exists()
+    assert [str(change.path) for change in driver.changes(box, top)]
+    assert mounts_below(driver.home) == []
+
+
+def test_a_kernel_that_refuses_the_chain_gets_the_layers(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamina.errors import MountError
+
+    real = erofs.open_mount
+
+    def few(index: str, devices: list[str]) -> int:
+        if len(devices) > 2:
+            raise MountError(28, "erofs", index)
+        return real(index, devices)
+
+    monkeypatch.setattr(erofs, "open_mount", few)
+    top = _fill(driver, 6)
+    with driver.mounted(top) as root:
+        assert _holds(root, 6)
+
+
+def test_a_mount_stays_when_the_files_lose_their_names(make: Make) -> None:
+    driver = make()
+    top = _fill(driver, 3)
+    with driver.mounted(top) as root:
+        with pytest.raises(LayerInUse):
+            make().remove(top)
+        for id in driver.ids():
+            for name in ("tar", "index", "chain"):
+                Path(driver.layout.path(id, name)).unlink(missing_ok=True)
+        assert _holds(root, 3)
+        assert (root / "f0").read_bytes() == b"x" * 600
+
+
+def test_nothing_is_mounted_after_the_last_put(make: Make) -> None:
+    one, two = make(), make()
+    top = _fill(one, 3)
+    one.get(top)
+    two.get(top)
+    one.put(top)
+    assert len(mounts_below(one.home)) == 1
+    two.put(top)
+    assert mounts_below(one.home) == []
+
+
+@pytest.mark.parametrize("place", ["ext4", "tmpfs_small"])
+def test_loop_devices_go_with_the_last_put(
+    place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_filesystem("erofs")
+    directory: Path = request.getfixturevalue(place)
+    real = erofs.open_mount
+    monkeypatch.setattr(
+        erofs, "open_mount", lambda index, devices: real(index, devices, use_loop=True)
+    )
+    with _drivers(directory) as make:
+        driver = make()
+        top = _fill(driver, 4)
+        box = LayerId("box")
+        driver.create_read_write(box, top)
+        assert _loops(directory) == set()
+        with driver.mounted(box) as root:
+            assert (root / "f0").read_bytes() == b"x" * 600
+            assert len(_loops(directory)) == 5, "the index and four tars"
+        assert _loops(directory) == set()
+        for id in (box, *(LayerId(f"layer-{n}") for n in (3, 2, 1, 0))):
+            driver.remove(id)
+        assert _loops(directory) == set()
+
+
+@pytest.mark.parametrize("place", ["ext4", "xfs", "btrfs", "tmpfs_small"])
+def test_homes_on_every_file_system(place: str, request: pytest.FixtureRequest) -> None:
+    need_filesystem("erofs")
+    directory: Path = request.getfixturevalue(place)
+    ErofsDriver.probe(directory / "erofs")
+    with _drivers(directory) as make:
+        driver = make()
+        top = _fill(driver, 5)
+        box = LayerId("box")
+        driver.create_read_write(box, top)
+        with driver.mounted(box) as root:
+            (root / "f1").write_text("changed")
+            assert (root / "f4").read_bytes() == b"x" * 600
+        assert [str(c.kind.name).lower() for c in driver.changes(box, top)] == ["modified"]
+    assert _loops(directory) == set()
+
+
+def test_files_are_got_without_a_mount(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    writer = TarWriter(out)
+    big = bytes(100_000) + b"end"
+    writer.add(Entry(b"d/f", size=len(big)), iter([big]))
+    writer.add(Entry(b"up", Type.SYMLINK, linkname=b"/d/../d"), iter([]))
+    writer.add(Entry(b"loop", Type.SYMLINK, linkname=b"loop"), iter([]))
+    writer.add(Entry(b"link", Type.SYMLINK, linkname=b"d/f"), iter([]))
+    writer.close()
+    id = LayerId("layer")
+    driver.create(id)
+    driver.apply(id, None, io.BytesIO(out.getvalue()))
+    monkeypatch.delattr(erofs, "open_mount")
+    getter = driver.diff_getter(id)
+    try:
+        for name in (b"d/f", b"/d/f", b"./up/f", b"d/../../d/f"):
+            with getter.open(name) as file:
+                assert file.read() == big
+        for name in (b"d", b"link", b"loop/f", b"none", b"d/f/x", b"", b"../x"):
+            with pytest.raises(FileNotFoundError):
+                getter.open(name)
+        with pytest.raises(LayerInUse):
+            ErofsDriver(driver.home, driver.run).remove(id)
+    finally:
+        getter.close()
+
+
+# -- several at once, and death
+
+
+def test_two_processes_make_one_chain(make: Make) -> None:
+    top = _fill(make(), 40)
+
+    def work() -> None:
+        mine = make()
+        for _ in range(10):
+            with mine.mounted(top) as root:
+                assert _holds(root, 40)
+            Path(mine.layout.path(top, "chain")).unlink(missing_ok=True)
+
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 3
+
+
+def test_killed_while_a_layer_is_written_or_the_chain_is_made(make: Make, tmp_path: Path) -> None:
+    top = _fill(make(), 3)
+    data = tar({f"n{n}": b"y" * 5000 for n in range(20)})
+
+    def work(driver: ErofsDriver) -> None:
+        new = LayerId("new")
+        driver.create(new, top)
+        driver.apply(new, top, io.BytesIO(data))
+        with driver.mounted(new):
+            pass
+
+    def clear(driver: ErofsDriver) -> None:
+        driver.cleanup()
+        driver.remove(LayerId("new"))
+        for id in driver.ids():
+            Path(driver.layout.path(id, "chain")).unlink(missing_ok=True)
+
+    with Fault(0, die) as fault:
+        work(make())
+    clear(make())
+    for point in range(1, fault.count + 1, max(1, fault.count // 25)):
+
+        def killed(point: int = point) -> None:
+            driver = make()
+            with Fault(point, die):
+                work(driver)
+
+        assert in_child(killed) in (-signal.SIGKILL, 0), f"at call {point}"
+        driver = make()
+        clear(driver)
+        work(driver)
+        assert set(driver.ids()) == {"layer-0", "layer-1", "layer-2", "new"}
+        driver.verify(LayerId("new"))
+        clear(driver)
+        left = os.listdir(driver.home / "staging")
+        assert all(name.startswith(f"{os.getpid()}-") for name in left), f"at call {point}"
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("name", ["index", "chain"])
+def test_an_index_that_changed_on_disk_is_found(driver: ErofsDriver, name: str) -> None:
+    top = _fill(driver, 2)
+    with driver.mounted(top):
+        pass
+    driver.verify(top)
+    path = Path(driver.layout.path(top, name))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    what = "its index is not what it was" if name == "index" else "its merged index is not"
+    with pytest.raises(LayerBroken, match=what):
+        driver.verify(top)
+
+
+def test_files_are_read_only(driver: ErofsDriver) -> None:
+    top = _fill(driver, 2)
+    with driver.mounted(top):
+        pass
+    for name in ("tar", "index", "chain"):
+        assert Path(driver.layout.path(top, name)).stat().st_mode & 0o777 == 0o444
+
+
+def test_files_have_fs_verity_where_the_file_system_has_it(
+    driver: ErofsDriver, tmp_path: Path
+) -> None:
+    top = _fill(driver, 1)
+    record = Path(driver.layout.path(top, "verity"))
+    assert record.exists() == verity.supported(tmp_path)
+
+
+def test_a_file_with_another_digest_is_not_mounted(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen through a kernel that has fs-verity, if need be a pretended one."""
+    told = {"sha256": "sha256:" + "1" * 64}
+    monkeypatch.setattr(verity, "enable", lambda fd: True)
+    monkeypatch.setattr(verity, "measure", lambda fd: told["sha256"])
+    top = _fill(driver, 2)
+    with driver.mounted(top):
+        pass
+    told["sha256"] = "sha256:" + "2" * 64
+    with pytest.raises(LayerBroken, match="its tar has digest sha256:22"):
+        driver.get(top)
+    with pytest.raises(LayerBroken, match="has digest"):
+        driver.verify(top)
+    told["sha256"] = None  # type: ignore[assignment]
+    with pytest.raises(LayerBroken, match="has no fs-verity any more"):
+        driver.get(top)
+    assert mounts_below(driver.home) == []
+
+
+def test_a_recorded_digest_is_no_hindrance_where_there_is_no_fs_verity(
+    driver: ErofsDriver, tmp_path: Path
+) -> None:
+    if verity.supported(tmp_path):
+        pytest.skip("this file system has fs-verity")
+    top = _fill(driver, 1)
+    assert not sealing.seal(str(Path(driver.layout.path(top, ""))))
+    Path(driver.layout.path(top, "verity")).write_text('{"tar": "sha256:00"}')
+    with driver.mounted(top) as root:
+        assert _holds(root, 1)
+    Path(driver.layout.path(top, "tar")).unlink()
+    with pytest.raises(LayerBroken, match="its tar is gone"):
+        driver.get(top)
