@@ -629,3 +629,15 @@ def test_what_can_not_be_converted_is_said(cli: Cli, small_tar: Path) -> None:
     assert done.stdout.startswith("0 images converted")
     assert "image small:1: " in done.stderr
     assert "'./etc/motd' is not what it was" in done.stderr
+
+
+def test_equal_files_are_told_and_shared(cli: Cli, small_tar: Path, ext4: Path, xfs: Path) -> None:
+    for place in (ext4, xfs):
+        root = ("--root", place / "store")
+        cli(*root, "import", small_tar, "small:1")
+        assert "Equal files in several layers: 0, with" in cli(*root, "du", "--shared")
+        found = json.loads(cli(*root, "du", "--shared", "--format", "json"))
+        assert found["equal_files"] == {"files": 0, "copies": 0, "size": 0, "sharable": 0}
+    said = cli.fails("--root", ext4 / "store", "dedup")
+    assert said == f"files on extfs can't share blocks ({ext4}/store): that takes xfs or btrfs"
+    assert cli("--root", xfs / "store", "dedup").endswith(" share blocks now, 0B\n")

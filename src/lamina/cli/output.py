@@ -44,9 +44,9 @@ def write_line(text: str | bytes) -> None:
     sys.stdout.buffer.write(data + b"\n")
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, several: str | None = None) -> str:
     """``1 image``, ``2 images``."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def size(count: int) -> str:

@@ -155,6 +155,16 @@ class DiskUsage(NamedTuple):
     inodes: int
 
 
+class Content(NamedTuple):
+    """Where the bytes of a file lie on disk."""
+
+    name: bytes
+    """In the layer; empty for the layer's whole tar."""
+    file: str
+    offset: int
+    size: int
+
+
 class Staged(Protocol):
     """A layer that was unpacked and is not yet one of the home. See :meth:`Driver.stage`."""
 
@@ -494,6 +504,13 @@ class Driver(ABC):
         """
         parent = self.parent(id)
         return DiskUsage(self.diff_size(id, parent), len(self.changes(id, parent)))
+
+    def contents(self, id: LayerId) -> Iterator[Content]:
+        """Where the contents of the layer's own regular files lie, each file once.
+
+        Left out is what is empty or in several pieces. Raises LayerNotFound.
+        """
+        return iter(())
 
     @abstractmethod
     def diff_getter(self, id: LayerId) -> FileGetter:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.drivers.base import (
     NO_OPTIONS,
+    Content,
     DiskUsage,
     Driver,
     FileGetter,
@@ -411,6 +412,24 @@ class DirectoryDriver(Driver):
 
         with self._there(id):
             return disk_usage(self.layout.path(id, "diff"))
+
+    def contents(self, id: LayerId) -> Iterator[Content]:
+        """See :meth:`Driver.contents`."""
+        self.layout.chain(id)
+        seen: set[int] = set()
+        top = os.fsencode(self.layout.path(id, "diff"))
+        for where, _, _, fd in os.fwalk(top, follow_symlinks=False):
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+                        continue
+                    if status.st_nlink > 1 and status.st_ino in seen:
+                        continue
+                    seen.add(status.st_ino)
+                    path = os.path.join(where, os.fsencode(entry.name))
+                    name = path[len(top) + 1 :]
+                    yield Content(name, os.fsdecode(path), 0, status.st_size)
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lamina.store.layers import Layer as Layer
     from lamina.store.policy import SyncPolicy as SyncPolicy
     from lamina.store.pruning import Pruned as Pruned
+    from lamina.store.sharing import Deduplicated as Deduplicated
+    from lamina.store.sharing import Sharing as Sharing
     from lamina.store.store import Store as Store
     from lamina.store.transfer.making import Packing as Packing
     from lamina.store.transfer.saving import Saved as Saved
@@ -33,6 +35,7 @@ _HOMES = {
     "ContainerUsage": "lamina.store.usage",
     "Conversion": "lamina.store.converting",
     "Converted": "lamina.store.converting",
+    "Deduplicated": "lamina.store.sharing",
     "Image": "lamina.store.images",
     "ImageUsage": "lamina.store.usage",
     "Layer": "lamina.store.layers",
@@ -40,6 +43,7 @@ _HOMES = {
     "Problem": "lamina.store.checking",
     "Pruned": "lamina.store.pruning",
     "Saved": "lamina.store.transfer.saving",
+    "Sharing": "lamina.store.sharing",
     "State": "lamina.store.container",
     "Store": "lamina.store.store",
     "SyncPolicy": "lamina.store.policy",
@@ -51,6 +55,7 @@ __all__ = [
     "ContainerUsage",
     "Conversion",
     "Converted",
+    "Deduplicated",
     "Image",
     "ImageUsage",
     "Layer",
@@ -58,6 +63,7 @@ __all__ = [
     "Problem",
     "Pruned",
     "Saved",
+    "Sharing",
     "State",
     "Store",
     "SyncPolicy",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lamina.store.converting import Conversion
     from lamina.store.pruning import Pruned
     from lamina.store.running import Runner
+    from lamina.store.sharing import Deduplicated, Sharing
     from lamina.store.transfer.making import Packing
     from lamina.store.transfer.moving import AnySource, AnyTarget, Form
     from lamina.store.transfer.saving import Saved
@@ -485,6 +486,22 @@ class Store:
         from lamina.store.usage import usage
 
         return usage(self._core)
+
+    def sharing(self, *, progress: ProgressCallback | None = None) -> Sharing:
+        """Equal files in several layers. Reads every file that is as long as another one."""
+        from lamina.store import sharing
+
+        return sharing.sharing(self._core, progress or self._core.progress)
+
+    def dedup(self, *, progress: ProgressCallback | None = None) -> Deduplicated:
+        """Let equal files in layers of images share blocks of the disk, by reflinks.
+
+        What is in the layers stays the same; the kernel compares. Reads as :meth:`sharing`. Raises
+        :class:`StoreError` where the file system can't: it takes xfs or btrfs.
+        """
+        from lamina.store import sharing
+
+        return sharing.dedup(self._core, progress or self._core.progress)
 
     def prune(self, *, containers: bool = False, unused: bool = False) -> Pruned:
         """Remove images without a name, and layers that belong to nothing.

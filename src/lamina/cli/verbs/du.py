@@ -10,13 +10,15 @@ from lamina.cli import output
 from lamina.cli.session import Session
 
 if TYPE_CHECKING:
-    from lamina.store import Usage
+    from lamina.store import Sharing, Usage
 
 
 @click.command()
+@click.option("--shared", is_flag=True,
+              help="Also equal files in several layers; reads many files.")  # fmt: skip
 @output.format_option
 @click.pass_obj
-def command(session: Session, form: str) -> None:
+def command(session: Session, shared: bool, form: str) -> None:
     """Show how much disk what takes.
 
     Images (what they share with others and what is theirs alone), containers (what they have
@@ -25,13 +27,32 @@ def command(session: Session, form: str) -> None:
     \b
     Example:
       lamina du
+      lamina du --shared
     """
-    with session.store() as store:
+    with session.store(progress=shared) as store:
         usage = store.usage()
+        sharing = store.sharing() if shared else None
     if form == "json":
-        output.print_json(_described(usage))
+        output.print_json(_described(usage) | _equal(sharing))
         return
     _print(usage)
+    if sharing is not None:
+        print(f"Equal files in several layers: {sharing.files:,}, with "
+              f"{output.count(sharing.copies, 'more copy', 'more copies')} of "
+              f"{output.size(sharing.size)}; on xfs and btrfs 'lamina dedup' lets "
+              f"{output.size(sharing.sharable)} share blocks")  # fmt: skip
+
+
+def _equal(sharing: Sharing | None) -> dict[str, object]:
+    if sharing is None:
+        return {}
+    found = {
+        "files": sharing.files,
+        "copies": sharing.copies,
+        "size": sharing.size,
+        "sharable": sharing.sharable,
+    }
+    return {"equal_files": found}
 
 
 def _print(usage: Usage) -> None:

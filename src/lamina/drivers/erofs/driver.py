@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from lamina.drivers.base import NO_OPTIONS, FileGetter, Staged, nearest_existing
+from lamina.drivers.base import NO_OPTIONS, Content, FileGetter, Staged, nearest_existing
 from lamina.drivers.directory import StagedDirectory
 from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
@@ -318,6 +318,15 @@ class ErofsDriver(OverlayDriver):
             size: int = layer.facts()["size"]
             return size
         return super().diff_size(id, parent)
+
+    def contents(self, id: LayerId) -> Iterator[Content]:
+        """See :meth:`Driver.contents`: parts of the tar, and the whole of it."""
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            yield from super().contents(id)
+            return
+        with self._there(id):
+            yield from layer.contents()
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`. Takes no mount."""

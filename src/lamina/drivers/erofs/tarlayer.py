@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
 from lamina.errors import LayerBroken
 from lamina.kernel import erofs
@@ -142,6 +143,19 @@ class TarLayer:
         for name, digest in sealing.digests(self.path).items():
             if recorded.get(name, digest) != digest:
                 raise LayerBroken(os.path.basename(self.path), f"its {name} is not what it was")
+
+    def contents(self) -> Iterator[Content]:
+        """Where the contents of its files lie, and the tar as a whole first."""
+        yield Content(b"", self.tar, 0, os.stat(self.tar).st_size)
+        devices, seen = self.devices, set[int]()
+        with self.image() as image:
+            for path, inode in image.walk():
+                if not inode.is_file or not inode.size or inode.nid in seen:
+                    continue
+                seen.add(inode.nid)
+                first, *more = image.extents(inode)
+                if not more and first.source is not None and first.source >= 0:
+                    yield Content(path, devices[first.source], first.position, inode.size)
 
     def move_to(self, other: TarLayer) -> None:
         """Let another layer, which has none, have these files; the index last."""
