@@ -6,12 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,56 +21,21 @@ from lamina.errors import (
     Unauthorized,
 )
 from lamina.oci import mediatypes
-from lamina.oci.registry import Credentials, Options, Repository, Retries
+from lamina.oci.registry import Credentials, Repository
 from lamina.store import Packing, Store
-from tests.oci.images import Made, index, made_diff_ids, make, put
+from tests.oci.images import index, made_diff_ids, make
 from tests.registries import PASSWORD, USER, Registry
 from tests.servers import Faulty, Tokens, relay, replying, stall
 from tests.store.conftest import MakeStore
+from tests.store.transfer.conftest import fetched_whole, options, publish
 
 BIG = os.urandom(3 << 20)
 LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/big": BIG})
-QUICK = Retries(tries=3, first=0.01, longest=0.05, total=2)
-
-
-@pytest.fixture(autouse=True)
-def _no_credentials(no_credentials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
-        monkeypatch.setenv(name, str(no_credentials / name))
-
-
-def options(**members: Any) -> Options:
-    members.setdefault("retries", QUICK)
-    return Options(hosts_directories=(), certificate_directories=(), **members)
-
-
-@pytest.fixture
-def proxy(plain_registry: Registry) -> Iterator[Faulty]:
-    with Faulty(plain_registry.host) as found, found.running():
-        yield found
-
-
-def publish(host: str, repository: str, made: Made, *tags: str, **members: Any) -> None:
-    far = Repository(host, repository, options=options(**members))
-    try:
-        put(far, made, *tags)
-    finally:
-        far.close()
 
 
 def is_empty(store: Store) -> bool:
     left = [*(store.root / "staging").glob("*/*"), *store.root.glob("blobs/*/*")]
     return not [*store.images, *store.layers, *left] and store.check() == []
-
-
-def fetched_whole(store: Store, made: Made) -> set[str]:
-    """Digests of the layers' blobs that wait for the next pull."""
-    had = {path.name: path.stat().st_size for path in (store.root / "downloads").glob("sha*[!k]")}
-    return {
-        layer.digest
-        for layer, data in made.blobs[1:]
-        if had.get(layer.digest.replace(":", "-")) == len(data)
-    }
 
 
 def content(store: Store, name: str) -> dict[str, bytes]:
@@ -292,29 +254,6 @@ def test_a_refusal_names_what_was_refused(
     with pytest.raises(error, match=digest):
         store.pull(f"{proxy.host}/{repository_name}:1", options=options())
     assert is_empty(store)
-
-
-def test_two_who_pull_the_same_fetch_it_once(
-    open_store: MakeStore, proxy: Faulty, repository_name: str
-) -> None:
-    made = make(*LAYERS, compression="gzip")
-    publish(proxy.host, repository_name, made, "1")
-    name = f"{proxy.host}/{repository_name}:1"
-    stores = [open_store() for _ in range(3)]
-    gate = threading.Barrier(3)
-
-    def pull(store: Store) -> None:
-        gate.wait(60)
-        store.pull(name, options=options())
-
-    threads = [threading.Thread(target=pull, args=(store,)) for store in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    layers = [layer.digest for layer, _ in made.blobs[1:]]
-    assert [len(proxy.asked(f"GET .*{digest}")) for digest in layers] == [1, 1, 1]
-    assert len(list(stores[0].layers)) == 3
 
 
 # -- pushing ----------------------------------------------------------------------------

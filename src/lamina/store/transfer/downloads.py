@@ -1,11 +1,15 @@
 """Blobs that come over a network: into files that can be read while they grow.
 
     ROOT/downloads/ALGORITHM-HEX        what has come so far
-    ROOT/downloads/ALGORITHM-HEX.lock   held by who adds to it
+    ROOT/downloads/ALGORITHM-HEX.lock   held by who adds to it, or takes it away
 
 What a process leaves that was interrupted or killed, the next one goes on with: nothing is
 fetched twice. A file goes once its layer is in the store, or when it proves to be wrong; what is
-never asked for again goes by :func:`sweep`, which ``lamina prune`` calls.
+never asked for again goes by :meth:`Downloads.sweep`, which ``lamina prune`` calls.
+
+A lock is held while bytes come, which needs no other lock, and not while they are unpacked: so
+those who fetch the same blobs in another order do not wait for each other for ever. A file that is
+complete is only read, and whoever reads it has it open: it may go at any time.
 """
 
 from __future__ import annotations
@@ -15,16 +19,15 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lamina.errors import InvalidImage
-from lamina.kernel.lock import try_lock, unlock
 from lamina.oci.content import Source
 from lamina.oci.descriptor import Descriptor
 from lamina.oci.digest import parts
-from lamina.store.transfer.stopping import Stop, locked
+from lamina.store.transfer.stopping import Stop, locked, locked_now
 
 _CHUNK = 256 << 10
 _OLD = 7 * 24 * 3600
@@ -48,6 +51,12 @@ class Downloads:
         with locked(f"{path}.lock", stop):
             yield path
 
+    def remove(self, download: Download) -> None:
+        """Delete a download's file, unless another process is at it, or it is no longer that."""
+        with locked_now(f"{download.path}.lock") as ours:
+            if ours and download.is_at(download.path):
+                download.path.unlink()
+
     def sweep(self, *, older_than: float = _OLD) -> int:
         """Delete downloads that nobody is at and that were last added to so many seconds ago.
 
@@ -55,20 +64,12 @@ class Downloads:
         """
         freed = 0
         names = os.listdir(self._path) if self._path.is_dir() else ()
-        for path in (self._path / name for name in names if not name.endswith(".lock")):
-            lock = try_lock(f"{path}.lock")
-            if lock is None:
-                continue
-            try:
+        for path in {self._path / name.removesuffix(".lock") for name in names}:
+            with locked_now(f"{path}.lock") as ours, suppress(FileNotFoundError):
                 status = path.stat()
-                if time.time() - status.st_mtime >= older_than:
+                if ours and time.time() - status.st_mtime >= older_than:
                     path.unlink()
                     freed += status.st_size
-            except FileNotFoundError:
-                pass
-            finally:
-                os.unlink(f"{path}.lock")
-                unlock(lock)
         return freed
 
 
@@ -76,18 +77,16 @@ class Download:
     """One blob: written by :meth:`run` in one thread, read by :meth:`open` in another."""
 
     def __init__(self, path: Path, descriptor: Descriptor, stop: Stop) -> None:
+        """``path`` has been claimed, and stays so till :meth:`run` ends."""
         self.path = path
         self.descriptor = descriptor
         self._stop = stop
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         self._grown = threading.Condition()
         self._error: BaseException | None = None
+        if path.exists() and path.stat().st_size > descriptor.size:
+            path.unlink()  # not cut short: somebody may be reading it
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         self._size = os.fstat(self._file.fileno()).st_size
-        if self._size > descriptor.size:
-            self._file.truncate(0)
-            self._size = 0
-        self.had = self._size
-        """Bytes that were there before: of an earlier try."""
 
     def run(self, source: Source) -> None:
         """Fetch what is missing. An error also reaches whoever reads."""
@@ -129,6 +128,13 @@ class Download:
                     raise self._error
                 self._grown.wait(1)
         return os.pread(self._file.fileno(), min(size, self._size - offset), offset)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether its file is the one of this path."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

@@ -171,8 +171,8 @@ class Loading:
             top = self._record(arrivals, below, work)
             if not self._keep_blobs:
                 for arrival in arrivals:
-                    if arrival.blob is not None:
-                        arrival.blob.unlink(missing_ok=True)
+                    if arrival.fetched is not None:
+                        arrival.fetched.remove()
         return top
 
     def _record(self, arrivals: Sequence[Arrival], below: LayerId | None, work: Work) -> Layer:

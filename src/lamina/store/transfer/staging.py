@@ -19,16 +19,15 @@ from typing import BinaryIO, TypeVar, cast
 from lamina.drivers.base import Staged
 from lamina.errors import DigestMismatch, InvalidArchive, InvalidImage
 from lamina.log import Log
-from lamina.oci import mediatypes
 from lamina.oci.content import Source
 from lamina.oci.descriptor import Descriptor
-from lamina.oci.digest import parts
 from lamina.progress import Progress, ProgressCallback
 from lamina.store.core import Core
 from lamina.store.splits import recording
+from lamina.store.transfer.blobs import layer_tar
 from lamina.store.transfer.downloads import Download, Downloads
 from lamina.store.transfer.resolving import Part
-from lamina.store.transfer.stopping import Stop, Watched, results
+from lamina.store.transfer.stopping import Stop, Stopped, Watched, results
 from lamina.store.transfer.writeback import written_early
 from lamina.types import Digest, LayerId
 
@@ -49,8 +48,8 @@ class Arrival:
     staged: Staged
     split: Path
     tar_size: int
-    blob: Path | None
-    """The blob's file, where it was fetched."""
+    fetched: Fetching | None
+    """The blob, where it was fetched."""
 
 
 class Stager:
@@ -132,45 +131,38 @@ class Stager:
                 return self._unpack_blob(number, part, watched, fetching)
         except (InvalidArchive, InvalidImage, DigestMismatch) as error:
             if fetching is not None:
-                fetching.reject()
+                fetching.remove()  # the next try begins anew
             error.add_note(f"layer {number + 1} of {len(self._parts)}, {part.descriptor}")
             raise
 
     def _unpack_blob(
         self, number: int, part: Part, blob: Watched, fetching: Fetching | None
     ) -> Arrival:
-        from lamina.archive.compression import open_stream
         from lamina.archive.unpack import UnpackOptions
 
-        algorithm, _ = parts(part.descriptor.digest)
         split = self._enter(self._core.leases.path())
-        with open_stream(cast(BinaryIO, blob), digest=algorithm, trailing="refuse") as tar:
-            _check_compression(part.descriptor, tar.compression)
-            with recording(split, self._core.driver) as recorder:
-                staged = self._enter(
-                    self._core.driver.stage(
-                        cast(BinaryIO, tar),
-                        lambda: self._under(number),
-                        observer=recorder,
-                        options=UnpackOptions(
-                            on_superseded=recorder.superseded if recorder else None
-                        ),
-                    )
+        with (
+            layer_tar(cast(BinaryIO, blob), part) as tar,
+            recording(split, self._core.driver) as recorder,
+        ):
+            staged = self._enter(
+                self._core.driver.stage(
+                    cast(BinaryIO, tar),
+                    lambda: self._under(number),
+                    observer=recorder,
+                    options=UnpackOptions(on_superseded=recorder.superseded if recorder else None),
                 )
-            if tar.compressed_size != part.descriptor.size:
-                raise InvalidImage(
-                    f"blob {part.descriptor.digest} has "
-                    f"{'more' if tar.compressed_size > part.descriptor.size else 'less'} than the "
-                    f"{part.descriptor.size} bytes that it is said to have"
-                )
-            _check("blob", part.descriptor.digest, tar.digest)
-            _check(f"tar in blob {part.descriptor.digest}", part.diff_id, tar.diff_id)
-            path = None if fetching is None else fetching.path
-            return Arrival(part, staged, split, tar.size, path)
+            )
+        return Arrival(part, staged, split, tar.size, fetching)
 
     def _under(self, number: int) -> Staged | LayerId | None:
-        """What a layer stands on; waits for it."""
-        return self._arrivals[number - 1].result().staged if number else self._below
+        """What a layer stands on; waits for it. What failed there is not this layer's error."""
+        if not number:
+            return self._below
+        try:
+            return self._arrivals[number - 1].result().staged
+        except Exception as error:
+            raise Stopped from error
 
     def _enter(self, context: AbstractContextManager[T]) -> T:
         """Enter a context until all is done; several threads may be at it."""
@@ -190,22 +182,18 @@ class Fetching:
         self._descriptor = descriptor
         self._downloads = downloads
         self._stop = stop
-        self._stack = ExitStack()
         self._begun: Future[Download] = Future()
 
     def run(self) -> None:
         """Fetch it. An error is told by who reads."""
         try:
-            path = self._stack.enter_context(self._downloads.claim(self._descriptor, self._stop))
-            download = Download(path, self._descriptor, self._stop)
-            self._stack.callback(download.close)
+            with self._downloads.claim(self._descriptor, self._stop) as path:
+                download = Download(path, self._descriptor, self._stop)
+                self._begun.set_result(download)
+                download.run(self._source)
         except BaseException as error:
-            self._begun.set_exception(error)
-            return
-        self._begun.set_result(download)
-        try:
-            download.run(self._source)
-        except Exception as error:
+            if not self._begun.done():
+                self._begun.set_exception(error)
             log.debug("fetching %s: %s", self._descriptor.digest, error)
 
     def open(self) -> BinaryIO:
@@ -216,18 +204,19 @@ class Fetching:
             except TimeoutError:
                 self._stop.check()
 
-    @property
-    def path(self) -> Path:
-        """The blob's file."""
-        return self._begun.result().path
-
-    def reject(self) -> None:
-        """It is not what it should be: the next try begins anew."""
-        self.path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Delete the file: its layer is in the store, or it is not what it should be."""
+        if (download := self._download()) is not None:
+            self._downloads.remove(download)
 
     def close(self) -> None:
-        """Let other processes have it."""
-        self._stack.close()
+        """Close the file, which stays."""
+        if (download := self._download()) is not None:
+            download.close()
+
+    def _download(self) -> Download | None:
+        begun = self._begun.done() and self._begun.exception() is None
+        return self._begun.result() if begun else None
 
 
 class _Meter:
@@ -247,17 +236,3 @@ class _Meter:
     def report(self) -> None:
         if self._progress is not None:
             self._progress(Progress(self._what, min(self._done, self._total), self._total, "bytes"))
-
-
-def _check(what: str, expected: str, actual: str) -> None:
-    if actual != expected:
-        raise DigestMismatch(what, expected, actual)
-
-
-def _check_compression(descriptor: Descriptor, found: str) -> None:
-    said = mediatypes.layer_compression(descriptor.media_type)
-    if found != said:
-        raise InvalidImage(
-            f"blob {descriptor.digest} is said to be {descriptor.media_type}, "
-            f"but its compression is {found}"
-        )

@@ -75,8 +75,23 @@ def locked(path: str, stop: Stop) -> Iterator[None]:
     try:
         yield
     finally:
-        os.unlink(path)
-        unlock(lock)
+        _release(path, lock)
+
+
+@contextmanager
+def locked_now(path: str) -> Iterator[bool]:
+    """Hold a lock file as :func:`locked`, if nobody has it; yields whether that is so."""
+    lock = try_lock(path)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            _release(path, lock)
+
+
+def _release(path: str, lock: int) -> None:
+    os.unlink(path)
+    unlock(lock)
 
 
 class Watched(io.RawIOBase):
