@@ -11,12 +11,13 @@ import pytest
 from lamina.errors import DigestMismatch, LayerBroken
 from lamina.oci import ImageConfig, mediatypes
 from lamina.oci.content import read_document
+from lamina.oci.descriptor import described
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.manifest import Manifest
 from lamina.progress import Progress
 from lamina.store import Packing, Store
 from lamina.types import DiffId
-from tests.oci.images import diff_ids, made_diff_ids, make, put
+from tests.oci.images import Made, diff_ids, made_diff_ids, make, put
 from tests.store.conftest import MakeStore, damage
 
 LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/a": b"a" * 5000})
@@ -72,6 +73,24 @@ def test_blobs_are_kept_also_of_layers_that_are_there(store: Store, tmp_path: Pa
     with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
         store.save(["box:1"], layout, format="oci", packing=Packing())
         assert layout.resolve(NAME).digest == digest
+
+
+def test_a_blob_is_not_kept_for_a_layer_that_it_is_not(store: Store, tmp_path: Path) -> None:
+    """Of a layer that is there, no blob is unpacked: one could be put in its place unseen."""
+    load(store, tmp_path / "in")
+    made, other = make(*LAYERS, compression="gzip"), make({"etc/evil": b"x"}, compression="gzip")
+    manifest = Manifest.decode(made.data)
+    manifest.layers[-1] = other.blobs[1][0]
+    data = manifest.encode()
+    lie = Made(described(data, mediatypes.OCI_MANIFEST), data, [*made.blobs, *other.blobs])
+    with closing(LayoutDirectory.create(tmp_path / "lie")) as layout:
+        put(layout, lie, "docker.io/library/lie:1")
+        with pytest.raises(DigestMismatch, match=f"tar in blob {other.blobs[1][0].digest}"):
+            store.load(layout, keep_blobs=True)
+    with closing(LayoutDirectory.create(tmp_path / "out")) as layout:
+        store.save(["box:1"], layout, format="oci", packing=Packing())
+        assert diff_ids(layout, NAME) == made_diff_ids(made)
+        assert not layout.has(other.blobs[1][0])
 
 
 def test_it_is_said_when_blobs_can_not_be_what_they_were(store: Store, tmp_path: Path) -> None:

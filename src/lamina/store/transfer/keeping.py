@@ -11,6 +11,7 @@ from lamina.oci.content import verified
 from lamina.store.core import Core
 from lamina.store.removal import discard_blob, doom_blob
 from lamina.store.transfer import known
+from lamina.store.transfer.blobs import layer_tar
 from lamina.store.transfer.downloads import Download, Downloads
 from lamina.store.transfer.stopping import Stop
 from lamina.types import Digest
@@ -26,28 +27,39 @@ def keep_blobs(core: Core, source: Source, parts: Sequence[Part]) -> None:
     The layers are held by the caller's work: a blob goes when the last layer of its tar does.
 
     Raises:
-        DigestMismatch, InvalidImage: a blob is not what it was said to be.
+        DigestMismatch, InvalidImage, InvalidArchive: a blob is not what it was said to be.
         BlobNotFound, RegistryError, OSError: it can't be had. Those before it are kept.
     """
     downloads, stop = Downloads(core.root / "downloads"), Stop()
     for part in parts:
-        digest = part.descriptor.digest
-        with core.db.read() as tx:
-            if any(blob.digest == digest and blob.kept for blob in known.blobs(tx, part.diff_id)):
-                continue
+        if _known(core, part, kept=True):
+            continue
         with downloads.claim(part.descriptor, stop) as path:
+            if _known(core, part, kept=True):  # by another process, while we waited
+                continue
             download = Download(path, part.descriptor, stop)
             try:
                 download.run(source)
-                _verify(download)
+                _verify(download, part, unpacked=_known(core, part, kept=False))
             finally:
                 download.close()
             _keep(core, path, part)
 
 
-def _verify(download: Download) -> None:
+def _known(core: Core, part: Part, *, kept: bool) -> bool:
+    """Whether the blob is known to be the layer's, and, if that is asked for, was kept."""
+    with core.db.read() as tx:
+        found = known.blobs(tx, part.diff_id)
+    return any(b.digest == part.descriptor.digest and b.kept >= kept for b in found)
+
+
+def _verify(download: Download, part: Part, *, unpacked: bool) -> None:
+    """Read the blob. Of a layer that was there before, a manifest may name any blob as its."""
     try:
-        with verified(download.open(), download.descriptor) as stream:
+        with (
+            download.open() as blob,
+            verified(blob, part.descriptor) if unpacked else layer_tar(blob, part) as stream,
+        ):
             while stream.read(1 << 20):
                 pass
     except Exception:
