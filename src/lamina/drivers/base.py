@@ -193,8 +193,6 @@ class Driver(ABC):
     """Whether :meth:`diff` of a layer against its parent is the very tar that was applied."""
     layer_options: frozenset[str] = frozenset()
     """Options that :meth:`create_read_write` has."""
-    exact_diffs: ClassVar[bool] = False
-    """Whether :meth:`diff` gives a layer's tar back byte for byte as :meth:`apply` got it."""
 
     def __init__(
         self,

@@ -8,8 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from lamina.drivers.base import NO_OPTIONS, Content, FileGetter, Staged, nearest_existing
-from lamina.drivers.directory import StagedDirectory
+from lamina.drivers.base import (
+    NO_OPTIONS,
+    Content,
+    DiskUsage,
+    FileGetter,
+    Mount,
+    Staged,
+    nearest_existing,
+)
+from lamina.drivers.directory import DirectoryDriver, StagedDirectory
 from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
 from lamina.drivers.layout import Chain
@@ -152,6 +160,17 @@ class ErofsDriver(OverlayDriver):
         finally:
             os.close(fd)
         return True
+
+    def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
+        """See :meth:`Driver.mounts`: a bind of the driver's own mount where EROFS is below it."""
+        chain = self.layout.chain(id)
+        if any(self._tar_layer(each).is_complete for each in (id, *chain.layers)):
+            return DirectoryDriver.mounts(self, id, readonly=readonly)
+        return super().mounts(id, readonly=readonly)
+
+    def release_mounts(self, id: LayerId) -> None:
+        """See :meth:`Driver.release_mounts`."""
+        DirectoryDriver.release_mounts(self, id)
 
     # -- what is known ------------------------------------------------------------------
 
@@ -327,6 +346,14 @@ class ErofsDriver(OverlayDriver):
             return
         with self._there(id):
             yield from layer.contents()
+
+    def usage(self, id: LayerId) -> DiskUsage:
+        """See :meth:`Driver.usage`."""
+        layer = self._tar_layer(id)
+        if not layer.is_complete:
+            return super().usage(id)
+        files = [os.stat(path) for path in (*layer.devices, layer.index)]
+        return DiskUsage(sum(file.st_blocks for file in files) * 512, len(files))
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`. Takes no mount."""

@@ -58,7 +58,7 @@ class GraphDriver:
 
     def capabilities(self, _: Nothing) -> Answer:
         """GraphDriver.Capabilities."""
-        exact = self.homes.current().exact_diffs
+        exact = self.homes.current().keeps_tars
         return {"Capabilities": {"ReproducesExactDiffs": exact}, "Err": ""}
 
     def status(self, _: Nothing) -> Answer:
