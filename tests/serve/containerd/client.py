@@ -58,13 +58,15 @@ class Client:
             f"unix:{socket}", options=(("grpc.use_local_subchannel_pool", 1),)
         )
 
+        self.timeout = 60.0  # seconds; also for a server that is not there yet
+
     def close(self) -> None:
         self.channel.close()
 
-    def raw(self, method: str, data: bytes, timeout: float = 60) -> bytes:
+    def raw(self, method: str, data: bytes) -> bytes:
         """An answer to some bytes."""
         call = self.channel.unary_unary(method, None, None)
-        answer: bytes = call(data, timeout=timeout, wait_for_ready=True)
+        answer: bytes = call(data, timeout=self.timeout, wait_for_ready=True)
         return answer
 
     def call(self, method: str, request: Any, answer: Any) -> Any:

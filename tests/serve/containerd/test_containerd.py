@@ -149,9 +149,9 @@ def test_an_image_is_imported_run_and_removed(node: Node, image: Path) -> None:
 def test_ctr_snapshots_in_all_its_verbs(node: Node, image: Path, tmp_path: Path) -> None:
     node.ctr("images", "import", *LAMINA, image)
     digest = node.ctr("images", "ls", f"name=={NAME}").splitlines()[1].split()[2]
-    base, top = (words[0] for words in sorted(node.listed(), key=len))
+    base, top = (words[0] for words in sorted(node.listed(), key=len))  # the base has no parent
     assert "done" in node.snapshots("unpack", digest)
-    assert node.snapshots("tree").split() == [base, top]
+    assert [w for w in node.snapshots("tree").split() if ":" in w] == [base, top]
     assert f'"Name": "{top}"' in node.snapshots("info", top)
     sizes = {words.split()[0]: int(words.split()[1]) for words in
              node.snapshots("usage", "-b").splitlines()[1:]}  # fmt: skip
@@ -176,15 +176,20 @@ def test_ctr_snapshots_in_all_its_verbs(node: Node, image: Path, tmp_path: Path)
         ).stdout
     )
     assert "added" in support.run("tar", "-tzf", packed).stdout.decode().splitlines()
-    node.snapshots("view", "look", top)
     node.snapshots("commit", "committed", "box")
+
+    def look() -> str:
+        """Before it is collected: ctr gives views no label that keeps them."""
+        key = f"look-{time.monotonic_ns()}"
+        node.snapshots("view", key, "committed")
+        return node.snapshots("rm", key)
+
+    node.patiently(look)
     kinds = {words[0]: words[-1] for words in node.listed()}
-    assert kinds == {
-        base: "Committed", top: "Committed", "committed": "Committed", "look": "View",
-    }  # fmt: skip
-    node.snapshots("rm", "look")
+    assert kinds.pop("committed") == "Committed"
+    assert kinds.items() >= {base: "Committed", top: "Committed"}.items()
     node.snapshots("rm", "committed")
-    assert len(node.listed()) == 2
+    assert "committed" not in {words[0] for words in node.listed()}
 
 
 def test_garbage_collection_empties_the_store(node: Node, image: Path) -> None:

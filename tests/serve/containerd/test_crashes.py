@@ -120,6 +120,7 @@ def test_killed_in_the_middle(ground: Ground, seed: int) -> None:
                 key = f"key {number}"
                 if time.monotonic() > kill_at:
                     process.send_signal(signal.SIGKILL)
+                    client.timeout = 3
                     kill_at = float("inf")
                 client.prepare(key, "base")
                 told[key] = Kind.ACTIVE
