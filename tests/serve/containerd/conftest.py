@@ -18,7 +18,7 @@ from lamina.store.snapshots import Snapshots
 from tests import support
 from tests.serve.containerd.client import Client, Snapshotter
 
-DRIVERS = ("overlay", "vfs", "aufs")
+DRIVERS = ("erofs", "overlay", "vfs", "aufs")
 
 
 @dataclass

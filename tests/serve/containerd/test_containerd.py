@@ -130,7 +130,7 @@ def node(ground: Ground) -> Iterator[Node]:
         yield made
 
 
-@pytest.mark.parametrize("driver_name", ["overlay", "vfs", "aufs"], indirect=True)
+@pytest.mark.parametrize("driver_name", ["erofs", "overlay", "vfs", "aufs"], indirect=True)
 def test_an_image_is_imported_run_and_removed(node: Node, image: Path) -> None:
     node.ctr("images", "import", *LAMINA, image)
     kinds = [words[-1] for words in node.listed()]
