@@ -14,6 +14,7 @@ GROUPS = {
     "changes": "benchmarks.changes",
     "run": "benchmarks.run",
     "images": "benchmarks.images",
+    "erofs": "benchmarks.erofs",
     "adopt": "benchmarks.adopt",
     "startup": "benchmarks.startup",
 }

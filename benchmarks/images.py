@@ -7,7 +7,7 @@ the time; ours is on disk by then (``syncfs``), too. Times are those of whole co
 from __future__ import annotations
 
 import os
-import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks import daemons, inputs, layered, worker
 from benchmarks.ground import Ground, tool
-from benchmarks.measure import Line, Run, in_turn, timed
-from benchmarks.peers import PROOF, Docker, Podman, Umoci
+from benchmarks.measure import Line, Run, beside_best, in_turn, timed
+from benchmarks.peers import PROOF, Docker, Podman, Umoci, bringing
 from lamina.kernel.remove import remove_tree
 from lamina.oci import mediatypes
 from lamina.oci.content import read_document
@@ -25,9 +25,15 @@ from lamina.oci.descriptor import Platform, described
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.manifest import Index, Manifest
 from lamina.oci.registry import Repository
-from tests import registries
+from tests import registries, servers
 
 NAME = "docker.io/bench/root:1"
+REPOSITORY = "public/layers"
+"""Which the tests' token server lets anyone pull."""
+
+DRIVERS = ("erofs", "overlay")
+"""What root gets where it works, and what root gets else."""
+
 MEMORY_LIMIT = 150
 REQUESTS = 3
 
@@ -47,13 +53,17 @@ class _Bench:
     umoci: Umoci
     peaks: dict[str, list[float]] = field(default_factory=dict)
 
-    def ours(self, what: str, *arguments: str | Path) -> float:
-        """The seconds of a worker's whole life, on a store of its own."""
+    def store(self, driver: str) -> tuple[str, Path, Path]:
+        """A new store's driver and places."""
         home = self.ground.fresh("store")
-        store = (home, self.ground.run / home.name)
+        return driver, home, self.ground.run / home.name
+
+    def ours(self, driver: str, what: str, *arguments: str | Path) -> float:
+        """The seconds of a worker's whole life, on a store of its own."""
+        store = self.store(driver)
         seconds = self.work(what, *store, *arguments)
         worker.run("check", *store, arguments[-1], PROOF)
-        remove_tree(home)
+        remove_tree(store[1])
         return seconds
 
     def work(self, what: str, *arguments: str | Path) -> float:
@@ -61,7 +71,7 @@ class _Bench:
 
         def all_of_it() -> None:
             _, peak = worker.run(what, *arguments)
-            self.peaks.setdefault(what, []).append(peak)
+            self.peaks.setdefault(what, []).append(peak)  # of all drivers
 
         return timed(all_of_it)
 
@@ -87,19 +97,6 @@ def lines(ground: Ground, rounds: int) -> Iterator[Line]:
         yield from _pull(bench, stack.enter_context(registries.serve(home)))
 
 
-def _lines(
-    what: dict[str, str], peers: dict[str, str], limit: float, times: dict[str, list[float]]
-) -> Iterator[Line]:
-    """Each of ours beside the quickest of the peers; the others are named with their medians."""
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    first, *others = sorted(peers, key=lambda name: medians[name])
-    named = "; ".join([peers[first], *(f"{peers[n]}: {medians[n]:.3g} s" for n in others)])
-    for ours, text in what.items():
-        mine, theirs = medians[ours], medians[first]
-        samples = {name: times[name] for name in (ours, *peers)}
-        yield Line(text, mine, theirs, named, mine / theirs, limit, samples=samples)
-
-
 # -- load, and save what was loaded
 
 
@@ -114,28 +111,33 @@ def _load(bench: _Bench) -> Iterator[Line]:
     docker.pipe("save", NAME, into=f"gzip -{DOCKER_LEVEL} > {saved}")
     docker.remove(NAME)
 
-    def by_umoci() -> float:
-        bundle = ground.fresh("bundle")
-        seconds = timed(lambda: umoci.unpack(f"{layout}:1", bundle))
-        umoci.check(bundle)
-        remove_tree(bundle)
-        return seconds
-
+    forms = {
+        "oci": (archive, "load an OCI archive"),
+        "saved": (saved, "load what `docker save | gzip` wrote"),
+    }
+    ours = {
+        f"{form}-{driver}": partial(bench.ours, driver, "load", path, NAME)
+        for form, (path, _) in forms.items()
+        for driver in DRIVERS
+    }
     times = in_turn(
         bench.rounds,
-        oci=partial(bench.ours, "load", archive, NAME),
-        saved=partial(bench.ours, "load", saved, NAME),
-        docker=_once(docker, NAME, "load", "-i", saved),
-        podman=_once(podman, NAME, "load", "-i", archive),
-        umoci=by_umoci,
+        **ours,
+        docker=bringing(docker, NAME, "load", "-i", saved),
+        podman=bringing(podman, NAME, "load", "-i", archive),
+        umoci=umoci.run(f"{layout}:1", ground),
     )
-    what = {"oci": "load an OCI archive", "saved": "load what `docker save | gzip` wrote"}
+    what = {
+        f"{form}-{driver}": (f"{text} ({driver})", 0.7)
+        for form, (_, text) in forms.items()
+        for driver in DRIVERS
+    }
     peers = {
         "docker": f"{docker.version}, docker load",
         "podman": f"{podman.version}, podman load",
         "umoci": f"{umoci.version}, umoci unpack",
     }
-    yield from _lines(what, peers, 0.7, times)
+    yield from beside_best(what, peers, times)
     yield bench.memory("load", "podman load", podman.peak("load", "-i", archive))
     docker("load", "-i", saved)
     yield from _save(bench, archive)
@@ -143,23 +145,11 @@ def _load(bench: _Bench) -> Iterator[Line]:
     docker.remove(NAME)
 
 
-def _once(peer: Docker | Podman, name: str, *command: str | Path) -> Run:
-    """A command that brings an image, which goes again after it."""
-
-    def run() -> float:
-        seconds = timed(partial(peer, *command))
-        peer.check(name)
-        peer.remove(name)
-        return seconds
-
-    return run
-
-
 def _save(bench: _Bench, archive: Path) -> Iterator[Line]:
     ground, docker, podman = bench.ground, bench.docker, bench.podman
-    home = ground.fresh("store")
-    store = (home, ground.run / home.name)
-    worker.run("load", *store, archive, NAME)
+    stores = {driver: bench.store(driver) for driver in DRIVERS}
+    for store in stores.values():
+        worker.run("load", *store, archive, NAME)
     sizes: dict[str, int] = {}
 
     def into(name: str, work: Callable[[Path], object]) -> Run:
@@ -172,13 +162,13 @@ def _save(bench: _Bench, archive: Path) -> Iterator[Line]:
 
         return run
 
-    def ours(level: int) -> Callable[[Path], object]:
-        return lambda target: bench.work("save", *store, NAME, target, str(level))
+    def ours(driver: str, level: int) -> Callable[[Path], object]:
+        return lambda target: bench.work("save", *stores[driver], NAME, target, str(level))
 
     runs = {
-        "ours-docker": ours(DOCKER_LEVEL),
+        **{f"docker-{driver}": ours(driver, DOCKER_LEVEL) for driver in DRIVERS},
         "docker": lambda path: docker.pipe("save", NAME, into=f"gzip -{DOCKER_LEVEL} > {path}"),
-        "ours-podman": ours(PODMAN_LEVEL),
+        **{f"podman-{driver}": ours(driver, PODMAN_LEVEL) for driver in DRIVERS},
         "podman": lambda path: podman("save", "-q", "--format", "oci-archive", "-o", path, NAME),
     }
     times = in_turn(bench.rounds, **{name: into(name, work) for name, work in runs.items()})
@@ -187,10 +177,11 @@ def _save(bench: _Bench, archive: Path) -> Iterator[Line]:
         "podman": (PODMAN_LEVEL, f"{podman.version}, podman save --format oci-archive"),
     }
     for peer, (level, text) in peers.items():
-        mine, theirs = sizes[f"ours-{peer}"] / 1e6, sizes[peer] / 1e6
-        yield from _lines(
-            {f"ours-{peer}": f"save an OCI archive, gzip level {level}, {mine:.1f} MB"},
-            {peer: f"{text}, {theirs:.1f} MB"}, 0.5, times,
+        mine, theirs = sizes[f"{peer}-{DRIVERS[0]}"] / 1e6, sizes[peer] / 1e6
+        what = f"save an OCI archive, gzip level {level}, {mine:.1f} MB"
+        yield from beside_best(
+            {f"{peer}-{driver}": (f"{what} ({driver})", 0.5) for driver in DRIVERS},
+            {peer: f"{text}, {theirs:.1f} MB"}, times,
         )  # fmt: skip
     peak = podman.peak("save", "-q", "--format", "oci-archive", "-o", ground.fresh("saved"), NAME)
     yield bench.memory("save", "podman save", peak)
@@ -204,28 +195,31 @@ def _pull(bench: _Bench, registry: registries.Registry) -> Iterator[Line]:
     layers = layered.layers(inputs.root())
     layout = inputs.layout_of(layers, ground.fresh("layout"), NAME)
     _push(layout, registry)
-    name = f"{registry.host}/bench/layers:1"
+    name = f"{registry.host}/{REPOSITORY}:1"
     times = in_turn(
         bench.rounds,
-        ours=partial(bench.ours, "pull", name),
-        docker=_once(docker, name, "pull", name),
-        podman=_once(podman, name, "pull", "-q", "--tls-verify=false", name),
+        **{driver: partial(bench.ours, driver, "pull", name) for driver in DRIVERS},
+        docker=bringing(docker, name, "pull", name),
+        podman=bringing(podman, name, "pull", "-q", "--tls-verify=false", name),
     )
     peers = {
         "docker": f"{docker.version}, docker pull",
         "podman": f"{podman.version}, podman pull",
     }
-    yield from _lines({"ours": f"pull an image of {len(layers)} layers"}, peers, 0.5, times)
+    what = f"pull an image of {len(layers)} layers"
+    lines = {driver: (f"{what} ({driver})", 0.5) for driver in DRIVERS}
+    yield from beside_best(lines, peers, times)
     peak = podman.peak("pull", "-q", "--tls-verify=false", name)
     yield bench.memory("pull", "podman pull", peak)
     for tag, what in (("1", "image"), ("index", "image by its index")):
-        yield _second_pull(bench, registry, f"{registry.host}/bench/layers:{tag}", what)
+        yield _second_pull(bench, registry.requests, f"{registry.host}/{REPOSITORY}:{tag}", what)
+    yield from _with_tokens(bench, registry)
 
 
 def _push(layout: Path, registry: registries.Registry) -> None:
-    """As ``bench/layers:1``, and in an index as ``bench/layers:index``."""
+    """With the tag ``1``, and in an index with the tag ``index``."""
     source = LayoutDirectory(layout)
-    with closing(source), closing(Repository(registry.host, "bench/layers")) as far:
+    with closing(source), closing(Repository(registry.host, REPOSITORY)) as far:
         found = source.resolve(None)
         document = read_document(source, found)
         manifest = Manifest.decode(document)
@@ -239,22 +233,50 @@ def _push(layout: Path, registry: registries.Registry) -> None:
         far.put_manifest(described(index, mediatypes.OCI_INDEX), index, "index")
 
 
-def _second_pull(bench: _Bench, registry: registries.Registry, name: str, what: str) -> Line:
+def _with_tokens(bench: _Bench, registry: registries.Registry) -> Iterator[Line]:
+    """The same from another registry on the same storage, which wants tokens of a server."""
+    home = bench.ground.fresh("guarded")
+    home.mkdir()
+    authority = registries.Authority(home)
+    storage = registry.log.parent / "storage"
+    with servers.Tokens() as tokens, tokens.running():
+        tokens.life = 300  # podman wants a whole number
+        tokens.sign = lambda scopes: authority.web_token(tokens.SERVICE, scopes)
+        settings = {
+            "storage": {"filesystem": {"rootdirectory": str(storage)}},
+            "auth": {
+                "token": {
+                    "realm": f"http://{tokens.host}/token",
+                    "service": tokens.SERVICE,
+                    "issuer": "tests",
+                    "rootcertbundle": str(authority.ca),
+                }
+            },
+        }
+        with registries.serve(home, settings=settings) as guarded:
+
+            def requests() -> list[str]:
+                return [*guarded.requests(), *map(str, tokens.requests)]
+
+            name = f"{guarded.host}/{REPOSITORY}:1"
+            yield _second_pull(bench, requests, name, "image, with tokens")
+
+
+def _second_pull(bench: _Bench, requests: Callable[[], list[str]], name: str, what: str) -> Line:
     """The requests for an image that did not change; one for a blob counts as too many."""
-    home = bench.ground.fresh("store")
-    store = (home, bench.ground.run / home.name)
+    store = bench.store(DRIVERS[0])
 
     def asked(pull: Callable[[], object]) -> int:
         pull()
-        before = len(registry.requests())
+        before = Counter(requests())
         pull()
-        requests = registry.requests()[before:]
-        blobs = sum("/blobs/" in request for request in requests)
-        return len(requests) + REQUESTS * blobs
+        new = Counter(requests()) - before
+        blobs = sum(count for request, count in new.items() if "/blobs/" in request)
+        return new.total() + REQUESTS * blobs
 
     ours = asked(lambda: worker.run("pull", *store, name))
     theirs = asked(lambda: bench.podman("pull", "-q", "--tls-verify=false", name))
-    remove_tree(home)
+    remove_tree(store[1])
     return Line(
         f"requests of a second pull, {what}", ours, theirs, f"{bench.podman.version}, podman pull",
         ours, REQUESTS, unit="", suffix="",

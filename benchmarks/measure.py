@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -96,3 +96,22 @@ def compare(
     scale = {"s": 1, "ms": 1e3, "us": 1e6}[unit]
     mine, theirs = (statistics.median(times[name]) * scale for name in ("ours", "peer"))
     return Line(what, mine, theirs, peer_name, mine / theirs, limit, unit=unit, samples=times)
+
+
+def beside_best(
+    ours: Mapping[str, tuple[str, float | None]],
+    peers: Mapping[str, str],
+    times: Mapping[str, list[float]],
+) -> Iterator[Line]:
+    """A line for each of ours, beside the quickest of the peers; the others are named in it.
+
+    ``ours`` has what a line is called and its limit, ``peers`` has names with versions, both by
+    their keys in ``times``, which are seconds.
+    """
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first, *others = sorted(peers, key=lambda name: medians[name])
+    named = "; ".join([peers[first], *(f"{peers[n]}: {medians[n]:.3g} s" for n in others)])
+    for key, (what, limit) in ours.items():
+        mine, theirs = medians[key], medians[first]
+        samples = {name: times[name] for name in (key, *peers)}
+        yield Line(what, mine, theirs, named, mine / theirs, limit, samples=samples)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from benchmarks import daemons
 from benchmarks.ground import Ground, output, tool
+from benchmarks.measure import Run, timed
 from lamina.kernel.mount import unmount
 from lamina.kernel.remove import remove_tree
 
@@ -112,3 +114,27 @@ class Umoci:
     def check(self, bundle: Path) -> None:
         """See that the root is there."""
         assert (bundle / "rootfs" / PROOF).is_file()
+
+    def run(self, image: str, ground: Ground) -> Run:
+        """Unpacking it, checking and removing what came of it."""
+
+        def run() -> float:
+            bundle = ground.fresh("bundle")
+            seconds = timed(partial(self.unpack, image, bundle))
+            self.check(bundle)
+            remove_tree(bundle)
+            return seconds
+
+        return run
+
+
+def bringing(peer: Docker | Podman, name: str, *command: str | Path) -> Run:
+    """A command that brings an image, which goes again after it."""
+
+    def run() -> float:
+        seconds = timed(partial(peer, *command))
+        peer.check(name)
+        peer.remove(name)
+        return seconds
+
+    return run

@@ -1,7 +1,8 @@
 """One piece of work in a process of its own, for its time and its memory.
 
 ``python -m benchmarks.worker WORK ARGUMENT...`` prints the seconds that the work took, without
-the start of Python and the import of the driver, and the process's peak memory (VmHWM).
+the start of Python and the import of the driver, and the process's peak memory (VmHWM). What the
+work returns, if it can be called, cleans up after it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,49 +65,148 @@ def _unpack_compressed(
     return work
 
 
-def _store(root: str, run: str) -> Store:
+def _mount(driver: str, home: str, run: str, proof: str, *what: str) -> Callable[[], object]:
+    """The same, of a plain tar (PATH) or a compressed one (PATH DIGEST DIFF_ID), till a file of it
+    can be read."""
+    layer = LayerId("layer")
+    unpack = (_unpack if len(what) == 1 else _unpack_compressed)(driver, home, run, *what)
+    made = _driver(driver, home, run)
+
+    def work() -> Callable[[], object]:
+        unpack()
+        assert (made.get(layer) / proof).read_bytes()
+        return lambda: made.put(layer)
+
+    return work
+
+
+def _index(tar: str, target: str) -> Callable[[], object]:
+    """The index of a tar that is there."""
+    from lamina.archive.erofs import build_index
+
+    def work() -> None:
+        with open(target, "xb") as out:
+            build_index(tar, out.fileno(), identity="sha256:0")
+
+    return work
+
+
+def _index_stream(tar: str, target: str) -> Callable[[], object]:
+    """The same, of what can only be read: so nothing of the tar counts as this process's memory."""
+    from lamina.archive.erofs import IndexBuilder
+    from lamina.archive.tar import TarReader
+
+    class Stream:
+        def __init__(self, file: FileIO) -> None:
+            self.read, self.readinto = file.read, file.readinto
+
+    def work() -> None:
+        builder = IndexBuilder()
+        with open(tar, "rb", buffering=0) as file, open(target, "xb") as out:
+            builder.read(TarReader(Stream(file)))
+            builder.finish(out.fileno(), identity="sha256:0", tar_size=file.tell())
+
+    return work
+
+
+def _list(tar: str) -> Callable[[], object]:
+    """All entries of a tar, by Python's own module."""
+    import tarfile
+
+    def work() -> None:
+        with tarfile.open(tar) as file:
+            for _ in file:
+                pass
+
+    return work
+
+
+def _inflate(path: str) -> Callable[[], object]:
+    """Decompress a gzipped file, and no more."""
+    from lamina.archive.compression.formats import Compression, decode
+
+    def work() -> None:
+        with open(path, "rb", buffering=0) as file:
+            for _ in decode(Compression.GZIP, file.read):
+                pass
+
+    return work
+
+
+def _hash(path: str) -> Callable[[], object]:
+    """The sha256 of a file, and no more."""
+    from benchmarks.inputs import sha256
+
+    return lambda: sha256(Path(path))
+
+
+def _write(path: str, target: str) -> Callable[[], object]:
+    """A file read and written, and no more."""
+    buffer = memoryview(bytearray(256 << 10))
+
+    def work() -> None:
+        with open(path, "rb", buffering=0) as file, open(target, "xb", buffering=0) as out:
+            while count := file.readinto(buffer):
+                out.write(buffer[:count])
+
+    return work
+
+
+def _store(driver: str, root: str, run: str) -> Store:
     from lamina.store import Store
 
-    return Store(root, run=run, driver="overlay")
+    return Store(root, run=run, driver=driver)
 
 
-def _load(root: str, run: str, path: str, name: str) -> Callable[[], object]:
+def _load(driver: str, root: str, run: str, path: str, name: str) -> Callable[[], object]:
     """An image from an archive into a store."""
 
     def work() -> None:
-        with _store(root, run) as store:
+        with _store(driver, root, run) as store:
             store.load(path, name=name)
 
     return work
 
 
-def _pull(root: str, run: str, name: str) -> Callable[[], object]:
+def _pull(driver: str, root: str, run: str, name: str) -> Callable[[], object]:
     """An image from a registry into a store."""
 
     def work() -> None:
-        with _store(root, run) as store:
+        with _store(driver, root, run) as store:
             store.pull(name)
 
     return work
 
 
-def _save(root: str, run: str, name: str, target: str, level: str) -> Callable[[], object]:
+def _save(
+    driver: str, root: str, run: str, name: str, target: str, level: str
+) -> Callable[[], object]:
     """An image from a store into an OCI archive."""
     from lamina.store import Packing
 
     def work() -> None:
-        with _store(root, run) as store:
+        with _store(driver, root, run) as store:
             packing = Packing("gzip", int(level))
             store.save([name], target, format="oci-archive", packing=packing)
 
     return work
 
 
-def _check(root: str, run: str, name: str, proof: str) -> Callable[[], object]:
+def _save_plain(driver: str, root: str, run: str, name: str, target: str) -> Callable[[], object]:
+    """An image from a store into an archive that is not compressed."""
+
+    def work() -> None:
+        with _store(driver, root, run) as store:
+            store.save([name], target)
+
+    return work
+
+
+def _check(driver: str, root: str, run: str, name: str, proof: str) -> Callable[[], object]:
     """See that an image, mounted, has a file."""
 
     def work() -> None:
-        with _store(root, run) as store, store.container(name) as box:
+        with _store(driver, root, run) as store, store.container(name) as box:
             assert (box.root / proof).is_file()
 
     return work
@@ -115,9 +216,17 @@ WORK: dict[str, Callable[..., Callable[[], object]]] = {
     "nothing": _nothing,
     "unpack": _unpack,
     "unpack-compressed": _unpack_compressed,
+    "mount": _mount,
+    "index": _index,
+    "index-stream": _index_stream,
+    "list": _list,
+    "inflate": _inflate,
+    "hash": _hash,
+    "write": _write,
     "load": _load,
     "pull": _pull,
     "save": _save,
+    "save-plain": _save_plain,
     "check": _check,
 }
 
@@ -141,9 +250,11 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     work = WORK[name](*arguments)
     start = time.perf_counter()
-    work()
+    clean_up = work()
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "peak": peak_mib()}))
+    if callable(clean_up):
+        clean_up()
 
 
 if __name__ == "__main__":
