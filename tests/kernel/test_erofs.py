@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lamina.archive.erofs import build_index
+from lamina.archive.erofs import build_index, open_image
 from lamina.errors import MountError
 from lamina.kernel import erofs, loop, mount, mountinfo
 from lamina.kernel.idmap import IdMap, IdRange
@@ -157,3 +158,33 @@ def test_the_mount_table_names_the_index(layer: Path) -> None:
         assert entry is not None
         assert entry.fstype == b"erofs"
         assert entry.source == os.fsencode(layer / "index")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """The index of a tar with a top that is like no other."""
+    top = directory(".", 0o1751, uid=70_000, gid=8)
+    (tmp_path / "tar").write_bytes(archive(top, file("a", b"content")))
+    with (tmp_path / "index").open("xb") as out:
+        build_index(tmp_path / "tar", out.fileno(), identity="sha256:1")
+    return tmp_path / "index"
+
+
+def test_the_head_of_an_index_is_what_the_reader_of_all_of_it_finds(index: Path) -> None:
+    head = erofs.read_head(index)
+    with open_image(index) as image:
+        assert head == (len(image.devices), image.root.mode, image.root.uid, image.root.gid)
+    assert head == (1, stat.S_IFDIR | 0o1751, 70_000, 8)
+
+
+@pytest.mark.parametrize("length", [0, 1024, 1024 + 13, 1024 + 127, 1024 + 128])
+def test_what_is_cut_off_has_no_head(index: Path, length: int) -> None:
+    os.truncate(index, length)
+    with pytest.raises(OSError, match="clean"):
+        erofs.read_head(index)
+
+
+def test_another_file_has_no_head(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(os.urandom(8192))
+    with pytest.raises(OSError, match="clean"):
+        erofs.read_head(tmp_path / "other")

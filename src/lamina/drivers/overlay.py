@@ -87,12 +87,17 @@ class OverlayDriver(StackingDriver):
         os.mkdir(path, 0o755)
         mode, owner = 0o755, self.idmap.root
         if chain:
-            with self._trees(Chain(chain.layers[:1]) if chain.layers else chain) as trees:
-                below = os.stat(trees[0])
-            mode, owner = below.st_mode & 0o7777, (below.st_uid, below.st_gid)
+            mode, user, group = self._top_below(chain)
+            owner = user, group
         if owner != (os.geteuid(), os.getegid()):
             os.chown(path, *owner)
         os.chmod(path, mode)
+
+    def _top_below(self, chain: Chain) -> tuple[int, int, int]:
+        """Permissions, user and group of the topmost layer's top, or the base's."""
+        with self._trees(Chain(chain.layers[:1]) if chain.layers else chain) as trees:
+            found = os.stat(trees[0])
+        return found.st_mode & 0o7777, found.st_uid, found.st_gid
 
     def _format(self) -> Format:
         return _format(self.userxattr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NamedTuple
 
 from lamina.errors import MountError
 from lamina.kernel import loop
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FSTYPE = "erofs"
+
+_SUPERBLOCK = 1024
+_MAGIC = 0xE0F5E1E2
+_EXTENDED = 1  # in i_format
 
 _VALUE_MAX = 255  # of a string to fsconfig(2)
 # What a kernel without file-backed mounts says: it wants a block device. EINVAL and EOPNOTSUPP are
@@ -87,6 +92,38 @@ def mount_erofs(
         raise MountError(error.errno or 0, "mount erofs", name) from None
     finally:
         os.close(fd)
+
+
+class Head(NamedTuple):
+    """What an index and its top directory begin with."""
+
+    devices: int
+    """How many files :func:`open_mount` wants beside the index."""
+    mode: int
+    """As st_mode has it."""
+    uid: int
+    gid: int
+
+
+def read_head(index: AnyPath) -> Head:
+    """What can be known of an index with extended inodes, as ours are, without mounting it.
+
+    Layout: fs/erofs/erofs_fs.h in the kernel. Raises OSError, EUCLEAN for what is no such index.
+    """
+    fd = os.open(index, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.pread(fd, 128, _SUPERBLOCK)
+        meta = _number(head, 40, 4) << (_number(head, 12, 1) & 31)
+        top = os.pread(fd, 64, meta + 32 * _number(head, 14, 2))
+    finally:
+        os.close(fd)
+    if _number(head, 0, 4) != _MAGIC or len(top) < 64 or not top[0] & _EXTENDED:
+        raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), os.fsdecode(index))
+    return Head(_number(head, 86, 2), _number(top, 4, 2), _number(top, 24, 4), _number(top, 28, 4))
+
+
+def _number(data: bytes, offset: int, size: int) -> int:
+    return int.from_bytes(data[offset : offset + size], "little")
 
 
 def way_to_mount(index: AnyPath, devices: Sequence[AnyPath] = ()) -> str:

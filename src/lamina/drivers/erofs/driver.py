@@ -24,7 +24,7 @@ from lamina.drivers.layout import Chain
 from lamina.drivers.overlay import OverlayDriver
 from lamina.drivers.overlaymount import Overlay
 from lamina.errors import DriverUnsupported, LayerNotFound, LayerUnsupported, MountError
-from lamina.kernel import filesystems
+from lamina.kernel import erofs, filesystems
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import move_mount, umount2
 from lamina.kernel.mountinfo import is_mountpoint
@@ -89,6 +89,15 @@ class ErofsDriver(OverlayDriver):
         except OSError as error:
             backing = filesystems.name(filesystems.magic(place))
             raise DriverUnsupported(cls.name, f"not on {backing} at {place}: {error}") from error
+
+    # -- life ---------------------------------------------------------------------------
+
+    def _top_below(self, chain: Chain) -> tuple[int, int, int]:
+        layer = self._tar_layer(chain.layers[0]) if chain.layers else None
+        if layer is None or not layer.is_complete:
+            return super()._top_below(chain)
+        head = erofs.read_head(layer.index)  # a mount for this would cost what a container's does
+        return head.mode & 0o7777, head.uid, head.gid
 
     # -- mounts -------------------------------------------------------------------------
 
