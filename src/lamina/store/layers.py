@@ -188,24 +188,24 @@ class Layers:
         :class:`LayerBroken` where a file of it is gone. Close the stream.
         """
         from lamina.archive.stream import open_chunks
+        from lamina.store.verified import VerifiedTar
 
-        return open_chunks(_verified(self._chunks(layer), layer))
+        diff_id = _diff_id(layer)
+        if self._core.splits.has(layer.id):
+            return open_chunks(_verified(self._assembled(layer), layer))
+        return VerifiedTar(self.unverified_tar(layer), layer.id, diff_id)
 
     def unverified_tar(self, layer: Layer) -> BinaryIO:
         """:meth:`tar` for those who compute its digest themselves."""
         from lamina.archive.stream import open_chunks
 
-        return open_chunks(self._chunks(layer))
+        _diff_id(layer)
+        if self._core.splits.has(layer.id):
+            return open_chunks(self._assembled(layer))
+        return self._core.driver_named(layer.driver).diff(layer.id, layer.parent)
 
-    def _chunks(self, layer: Layer) -> Iterator[bytes]:
-        if layer.diff_id is None:
-            raise LayerBroken(layer.id, "it belongs to a container and has no tar of its own")
+    def _assembled(self, layer: Layer) -> Iterator[bytes]:
         driver = self._core.driver_named(layer.driver)
-        if not self._core.splits.has(layer.id):
-            with driver.diff(layer.id, layer.parent) as stream:
-                while block := stream.read(1 << 20):
-                    yield block
-            return
         with closing(driver.diff_getter(layer.id)) as files:
             yield from self._core.splits.assemble(layer.id, files)
 
@@ -269,6 +269,12 @@ _USERS = (
     ("SELECT name FROM snapshots WHERE layer = ?", "snapshot {} needs it"),
     ("SELECT work FROM holds WHERE layer = ?", "an import or the like is at work on it"),
 )
+
+
+def _diff_id(layer: Layer) -> DiffId:
+    if layer.diff_id is None:
+        raise LayerBroken(layer.id, "it belongs to a container and has no tar of its own")
+    return layer.diff_id
 
 
 def _verified(chunks: Iterator[bytes], layer: Layer) -> Iterator[bytes]:

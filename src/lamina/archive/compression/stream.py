@@ -5,7 +5,13 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, BinaryIO
 
-from lamina.archive.compression.formats import BLOCK_SIZE, HEAD_SIZE, Trailing, detect
+from lamina.archive.compression.formats import (
+    BLOCK_SIZE,
+    HEAD_SIZE,
+    Compression,
+    Trailing,
+    detect,
+)
 from lamina.archive.compression.source import Source, SourceLike
 from lamina.types import DiffId, Digest
 
@@ -28,7 +34,13 @@ class Decompressed(_Raw):
     """
 
     def __init__(
-        self, source: SourceLike, *, digest: str | None, diff_id: bool, trailing: Trailing
+        self,
+        source: SourceLike,
+        *,
+        digest: str | None,
+        diff_id: bool,
+        trailing: Trailing,
+        compression: Compression | None = None,
     ) -> None:
         super().__init__()
         self._source = Source(source)
@@ -38,7 +50,7 @@ class Decompressed(_Raw):
         self.size = 0
         """Plain bytes read so far."""
         try:
-            self.compression = detect(self._source.peek(HEAD_SIZE))
+            self.compression = compression or detect(self._source.peek(HEAD_SIZE))
             if self.compression != "none" or digest or diff_id:
                 from lamina.archive.compression.pipeline import Pipeline
 
@@ -139,6 +151,7 @@ def open_stream(
     digest: str | None = "sha256",
     diff_id: bool = True,
     trailing: Trailing = "ignore",
+    compression: Compression | None = None,
 ) -> Decompressed:
     """The plain bytes of ``source``, whatever it is compressed with; a context manager.
 
@@ -151,8 +164,11 @@ def open_stream(
 
     ``trailing`` is about what follows the end of a compressed stream: ``"ignore"`` does as the
     format's own tool, ``"refuse"``, for what has no reason to go on (a layer's blob), has nothing.
+    ``compression`` is what the source is known to be; by default its first bytes tell.
 
     Reading raises :class:`lamina.errors.InvalidArchive` for a damaged or truncated stream, and,
     when all plain bytes were read, for one that goes on.
     """
-    return Decompressed(source, digest=digest, diff_id=diff_id, trailing=trailing)
+    return Decompressed(
+        source, digest=digest, diff_id=diff_id, trailing=trailing, compression=compression
+    )
