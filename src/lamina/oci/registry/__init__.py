@@ -7,7 +7,13 @@ credentials. A name is loaded when it is first used.
 
 from __future__ import annotations
 
+import sys
+
 from lamina.lazy import loader
+
+# httpx imports its own command line, with click, pygments and rich, a third of its time, unless
+# that is not installed: let it seem so.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
