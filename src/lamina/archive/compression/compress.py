@@ -28,6 +28,10 @@ _LEVELS = {
     Compression.ZSTD: (ZSTD_LEVELS, DEFAULT_ZSTD_LEVEL),
 }
 
+# zlib-ng's own for each of ours. Its 3, 4 and 5 take an eighth less time than the next one, for a
+# hundredth more bytes at most: a Debian root comes to 105.8, 104.5, 103.3 and, by 6, 103.1 MB.
+_ZLIB_NG_LEVELS = {4: 3, 5: 4, 6: 5, 7: 7, 8: 8, 9: 9}
+
 _BLOCK = 1 << 20
 _WINDOW = 32 << 10
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, system unknown
@@ -45,8 +49,8 @@ def compress(
     """``chunks``, compressed, in pieces of any size.
 
     gzip has levels 1 to 9: to 3 by isal, which is some ten times as fast as gzip(1) for a tenth
-    more bytes (default 2), from 4 on by zlib-ng, which is more than twice as fast as gzip(1) for
-    a fiftieth more. zstd has levels 1 to 19 (default 3). bzip2 and
+    more bytes (default 2), from 4 on by zlib-ng, which is three times as fast as gzip(1) for a
+    fortieth more. zstd has levels 1 to 19 (default 3). bzip2 and
     xz are only read. ``threads`` is the number of threads at work, by default as many as there
     are processors.
 
@@ -103,6 +107,7 @@ def _gzip(chunks: Iterable[Chunk], level: int, threads: int) -> Iterator[bytes]:
         from zlib_ng import zlib_ng
 
         new = zlib_ng.compressobj
+        level = _ZLIB_NG_LEVELS[level]
     flush: int = isal_zlib.Z_SYNC_FLUSH
 
     def deflate(block: bytes, window: bytes) -> bytes:

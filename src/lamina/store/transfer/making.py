@@ -48,7 +48,7 @@ class Packing:
         """A name of this way: the same recipe gives the same bytes of the same tar."""
         from lamina.archive.compression.compress import level_of
 
-        return f"lamina-1 {self.method} {level_of(self.method, self.level)}"
+        return f"lamina-2 {self.method} {level_of(self.method, self.level)}"
 
     def fits(self, blob: known.LayerBlob) -> bool:
         """Whether a blob that is there may be taken."""
