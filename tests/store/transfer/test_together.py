@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -93,7 +92,11 @@ def test_a_layer_on_a_bad_one_is_not_called_bad(
     def flip(data: bytes) -> bytes:
         return data[: 1 << 20] + bytes([data[1 << 20] ^ 1]) + data[(1 << 20) + 1 :]
 
-    proxy.fault(f"GET .*{bad}", partial(relay, change=flip), 1)
+    def damage(handler: Handler) -> None:
+        time.sleep(1)  # the others have come
+        relay(handler, change=flip)
+
+    proxy.fault(f"GET .*{bad}", damage, 1)
     with pytest.raises((DigestMismatch, InvalidArchive)) as caught:
         store.pull(name, options=options())
     assert [note for note in caught.value.__notes__ if bad in note] == caught.value.__notes__

@@ -159,10 +159,10 @@ class Stager:
         """What a layer stands on; waits for it. What failed there is not this layer's error."""
         if not number:
             return self._below
-        try:
-            return self._arrivals[number - 1].result().staged
-        except Exception as error:
+        lower = self._arrivals[number - 1]
+        if (error := lower.exception()) is not None:
             raise Stopped from error
+        return lower.result().staged
 
     def _enter(self, context: AbstractContextManager[T]) -> T:
         """Enter a context until all is done; several threads may be at it."""
