@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import operator
+import os
 import tarfile
 import threading
+import tracemalloc
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -92,6 +97,23 @@ def test_a_layer_is_staged_on_one_that_is_there(driver: Driver, other_driver: Dr
         driver.place(CHILD, PARENT, staged)
     with driver.mounted(CHILD) as ours, other_driver.mounted(CHILD) as theirs:
         assert facts(ours) == facts(theirs)
+
+
+def test_what_is_staged_is_on_disk_and_little_of_it_in_memory(driver: Driver) -> None:
+    """An image has dozens of layers, all of which are staged before the first is placed."""
+    open_before = len(os.listdir("/proc/self/fd"))
+    staged: list[Staged] = []
+    with ExitStack() as stack:
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        for number in range(20):
+            below = partial(operator.itemgetter(-1), list(staged) or [None])
+            layer = tar((f"dir{number}/file", b"x"), (f"opt/{number}", b"y"))
+            staged.append(stack.enter_context(driver.stage(layer, below)))
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < 4 << 20
+        assert len(os.listdir("/proc/self/fd")) - open_before < 30  # aufs: a lock each
 
 
 def test_what_is_not_placed_leaves_nothing(driver: Driver) -> None:

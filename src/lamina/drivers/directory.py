@@ -273,14 +273,16 @@ class DirectoryDriver(Driver):
         from lamina.archive.unpack import UnpackOptions
         from lamina.drivers import naive
 
-        reader = TarReader(stream, observer=observer)
+        def reader() -> TarReader:
+            return TarReader(stream, observer=observer)
+
         options = options or UnpackOptions()
         chain = self.layout.chain(id)
         if parent != chain.parent:
             with self.layout.staging.directory() as directory:
                 with self.references.transition(id):
                     self._check_idle(id)
-                return naive.apply(self, id, reader, options, directory)
+                return naive.apply(self, id, reader(), options, directory)
         with self._there(id):
             lowers = self._lowers_to_fill(id, chain)
             with self._stage(reader, lambda: lowers, options) as staged:
@@ -300,7 +302,9 @@ class DirectoryDriver(Driver):
         from lamina.archive.tar import TarReader
         from lamina.archive.unpack import UnpackOptions
 
-        reader = TarReader(stream, observer=observer)
+        def reader() -> TarReader:
+            return TarReader(stream, observer=observer)
+
         with ExitStack() as held:
             lowers = cache(lambda: self._lowers_on(below(), held))
             with self._stage(reader, lowers, options or UnpackOptions()) as staged:
@@ -308,10 +312,14 @@ class DirectoryDriver(Driver):
 
     @contextmanager
     def _stage(
-        self, reader: TarReader, lowers: Callable[[], list[Path]], options: UnpackOptions
+        self,
+        reader: Callable[[], TarReader],
+        lowers: Callable[[], list[Path]],
+        options: UnpackOptions,
     ) -> Iterator[StagedDirectory]:
+        """A layer unpacked; ``reader`` is called once, and its buffers are gone in the block."""
         with self.layout.staging.directory() as directory:
-            unpacked = self._unpack(directory, reader, lowers, options)
+            unpacked = self._unpack(directory, reader(), lowers, options)
             yield StagedDirectory(directory, unpacked, lowers)
 
     def place(self, id: LayerId, parent: LayerId | None, staged: Staged) -> None:

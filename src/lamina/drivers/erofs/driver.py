@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -235,16 +236,18 @@ class ErofsDriver(OverlayDriver):
         with ExitStack() as stack:
             layer = TarLayer(stack.enter_context(self.layout.staging.directory()))
 
+            @cache  # each is asked by the one above it
             def layers() -> list[TarLayer]:
                 return self._tars_below(below())
 
             try:
-                unpacked = layer.write_tar(
-                    stream,
-                    lambda: stack.enter_context(merged_view(layers())),
-                    observer,
-                    options.progress if options else None,
-                )
+                with ExitStack() as views:  # of all layers below: many descriptors, much memory
+                    unpacked = layer.write_tar(
+                        stream,
+                        lambda: views.enter_context(merged_view(layers())),
+                        observer,
+                        options.progress if options else None,
+                    )
             except (LayerUnsupported, _OnDirectory) as error:
                 log.debug("unpacked beside its tar: %s", error)
                 yield stack.enter_context(self._stage_directory(layer, below, options))
