@@ -93,6 +93,25 @@ def test_a_blob_is_not_kept_for_a_layer_that_it_is_not(store: Store, tmp_path: P
         assert not layout.has(other.blobs[1][0])
 
 
+def test_a_manifest_that_lies_of_layers_that_are_there_does_not_go_out(
+    store: Store, tmp_path: Path
+) -> None:
+    load(store, tmp_path / "in")
+    made = make(*LAYERS, compression="gzip")
+    for member, value in {"size": 1 << 63, "media_type": mediatypes.layer_type("zstd")}.items():
+        manifest = Manifest.decode(made.data)
+        setattr(manifest.layers[0], member, value)
+        data = manifest.encode()
+        lie = Made(described(data, mediatypes.OCI_MANIFEST), data, made.blobs)
+        with closing(LayoutDirectory.create(tmp_path / f"lie {member}")) as layout:
+            put(layout, lie, "docker.io/library/lie:1")
+            store.load(layout)
+        with closing(LayoutDirectory.create(tmp_path / f"out {member}")) as layout:
+            (saved,) = store.save(["box:1"], layout, format="oci")
+            assert diff_ids(layout, NAME) == made_diff_ids(made)
+            assert saved.manifest.digest != lie.top.digest
+
+
 def test_it_is_said_when_blobs_can_not_be_what_they_were(store: Store, tmp_path: Path) -> None:
     """Others' compression can't be done again; our own can."""
     load(store, tmp_path / "in", "zstd")

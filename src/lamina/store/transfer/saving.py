@@ -183,10 +183,13 @@ class Saving:
         blobs: Sequence[known.LayerBlob],
         originals: Sequence[tuple[Descriptor, bytes]],
     ) -> tuple[Descriptor, bytes]:
-        """The manifest that the image had if it names just these blobs, else a new one."""
-        digests = [blob.digest for blob in blobs]
+        """The manifest that the image had if it names just these blobs, else a new one.
+
+        Of layers that were there when it came nobody has looked whether it tells the truth.
+        """
+        wanted = [(blob.digest, blob.size, blob.compression) for blob in blobs]
         for descriptor, document in originals:
-            if [layer.digest for layer in Manifest.decode(document).layers] == digests:
+            if list(map(_told, Manifest.decode(document).layers)) == wanted:
                 return descriptor, document
         manifest = Manifest(
             config=described(config, mediatypes.OCI_CONFIG),
@@ -198,6 +201,10 @@ class Saving:
     def _send_config(self, descriptor: Descriptor, config: bytes) -> None:
         if not self._target.has(descriptor) and not self._nearby(descriptor):
             self._put(descriptor, partial(io.BytesIO, config))
+
+
+def _told(layer: Descriptor) -> tuple[str, int, str]:
+    return layer.digest, layer.size, mediatypes.layer_compression(layer.media_type)
 
 
 def _changed(
