@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import DigestMismatch, InvalidArchive, InvalidImage, InvalidName
+from lamina.errors import DigestMismatch, InvalidArchive, InvalidImage, InvalidName, LaminaError
 from lamina.oci.archives import (
     DockerArchiveTarget,
     OciArchiveTarget,
     open_archive,
+    replaced,
 )
 from lamina.oci.archives.docker import SavedLayout
 from lamina.oci.content import verified
@@ -103,6 +104,21 @@ def test_the_same_images_are_the_same_bytes(
             assert member.mtime == 1700000000
             assert (member.uid, member.gid, member.uname, member.gname) == (0, 0, "", "")
             assert member.mode == (0o755 if member.isdir() else 0o644)
+
+
+@pytest.mark.parametrize("bad", ["yesterday", "-5", "9" * 14])
+def test_a_time_that_is_none_is_refused(
+    tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", bad)
+    with pytest.raises(LaminaError, match="SOURCE_DATE_EPOCH is no number"):
+        OciArchiveTarget(io.BytesIO())
+
+
+def test_a_path_that_can_not_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "missing/a.tar"
+    with pytest.raises(FileNotFoundError, match=f"'{path}'"), replaced(path):
+        pass
 
 
 def test_a_pipe_is_written_to_without_buffering_a_blob() -> None:

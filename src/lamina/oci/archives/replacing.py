@@ -21,8 +21,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         return
     staged = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
     try:
-        with staged.open("xb") as file:
+        with _made(staged, path) as file:
             yield file
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _made(staged: Path, path: Path) -> BinaryIO:
+    """A new file; an error names the path that it is for."""
+    try:
+        return staged.open("xb")
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise

@@ -6,7 +6,6 @@ The same images written in the same order give the same bytes: members are root'
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
@@ -18,6 +17,7 @@ from lamina.errors import InvalidImage
 from lamina.oci import mediatypes
 from lamina.oci.archives.kinds import DOCKER_MANIFEST, INDEX, OCI_LAYOUT
 from lamina.oci.descriptor import Descriptor
+from lamina.oci.epoch import source_date_epoch
 from lamina.oci.layout.names import known_names, named, without_names
 from lamina.oci.layout.reading import VERSION_FILE, blob_path
 from lamina.oci.layout.unnamed import Unnamed
@@ -43,7 +43,10 @@ class OciArchiveTarget:
     """
 
     def __init__(self, sink: Sink, description: str = "the archive") -> None:
-        """Writes the first members. ``sink`` stays the caller's."""
+        """Writes the first members. ``sink`` stays the caller's.
+
+        Raises LaminaError where ``SOURCE_DATE_EPOCH`` is no time.
+        """
         self._description = description
         self._tar = TarWriter(_Whole(sink))
         self._lock = threading.RLock()
@@ -51,7 +54,7 @@ class OciArchiveTarget:
         self._entries: list[Descriptor] = []
         self._unnamed = Unnamed()
         self._state = ""  # why nothing more can be written
-        self._mtime_ns = int(os.environ.get("SOURCE_DATE_EPOCH") or 0) * 1_000_000_000
+        self._mtime_ns = (source_date_epoch() or 0) * 1_000_000_000
         self._add_document(OCI_LAYOUT, VERSION_FILE)
 
     @property
