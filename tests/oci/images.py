@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lamina.archive.compression import Compression, compress
 from lamina.oci import ImageConfig, RootFs, RunConfig, mediatypes, sha256
+from lamina.oci.config import CONFIG_LIMIT
 from lamina.oci.content import Source, Target, read_document, verified
 from lamina.oci.descriptor import Descriptor, Platform, described
 from lamina.oci.manifest import Index, Manifest
@@ -97,7 +98,7 @@ def diff_ids(source: Source, name: str | None = None) -> list[DiffId]:
         with verified(source.open(layer), layer) as stream:
             while stream.read(1 << 16):
                 pass
-    return ImageConfig.decode(read_document(source, manifest.config)).rootfs.diff_ids
+    return ImageConfig.decode(read_document(source, manifest.config, CONFIG_LIMIT)).rootfs.diff_ids
 
 
 def made_diff_ids(made: Made) -> list[DiffId]:

@@ -157,6 +157,12 @@ def test_an_image_in_no_index_has_to_be_for_the_platform_asked_for(tmp_path: Pat
         copy(one, two, "a:1", "a:1")
 
 
+def test_a_configuration_may_be_larger_than_a_manifest(tmp_path: Path) -> None:
+    layout(tmp_path / "1", images.make(architecture=HERE, label="x" * (5 << 20)), "a:1")
+    with source(tmp_path / "1") as one, target("oci", tmp_path / "2") as two:
+        copy(one, two, "a:1", "a:1", wanted=platform.this_machine())
+
+
 def test_indexes_in_indexes(tmp_path: Path) -> None:
     inner = images.index(images.make(architecture=HERE), architectures=[HERE])
     data = Index(manifests=[inner.top]).encode()

@@ -15,6 +15,9 @@ from lamina.oci.document import Document
 from lamina.oci.epoch import source_date_epoch
 from lamina.types import DiffId
 
+CONFIG_LIMIT = 8 << 20
+"""Bytes that a configuration may have."""
+
 
 class RunConfig(Document, rename="pascal"):
     """How a container of the image is run: the ``config`` member. All are defaults."""

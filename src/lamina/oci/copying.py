@@ -103,11 +103,11 @@ def check_platform(source: Source, manifest: Manifest, wanted: Spec) -> None:
 
     A configuration that says nothing, and an artifact's, is let pass.
     """
-    from lamina.oci.config import ImageConfig
+    from lamina.oci.config import CONFIG_LIMIT, ImageConfig
 
     if manifest.config.media_type not in mediatypes.CONFIGS:
         return
-    config = ImageConfig.decode(read_document(source, manifest.config))
+    config = ImageConfig.decode(read_document(source, manifest.config, CONFIG_LIMIT))
     if config.os and config.architecture:
         found = platform.normalize(config.os, config.architecture, config.variant or "")
         platform.check(wanted, found)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from lamina.oci.descriptor import Descriptor
     from lamina.oci.platform import Spec
 
-_CONFIG_LIMIT = 8 << 20
-
 
 class Shown(NamedTuple):
     """A document, and what names it."""
@@ -50,7 +48,9 @@ def show_config(source: Source, name: str | None, wanted: Spec | None = None) ->
         document = decode_manifest(found.data, found.descriptor.media_type)
     if isinstance(document, Index):
         raise InvalidImage(f"{found.descriptor.digest} is no image manifest")
-    return Shown(document.config, read_document(source, document.config, _CONFIG_LIMIT))
+    from lamina.oci.config import CONFIG_LIMIT
+
+    return Shown(document.config, read_document(source, document.config, CONFIG_LIMIT))
 
 
 def _read(source: Source, descriptor: Descriptor) -> Shown:

@@ -79,6 +79,13 @@ def test_describing_an_image_reads_no_layer(path: Path) -> None:
     source.close()
 
 
+def test_a_configuration_may_be_larger_than_a_manifest(path: Path) -> None:
+    made = images.make({"a": b"a"}, label="x" * (5 << 20))
+    source = opened(path, docker_members(made, "a:1"))
+    assert images.diff_ids(source) == images.made_diff_ids(made)
+    source.close()
+
+
 def test_images_that_share_a_layer_by_a_link(path: Path) -> None:
     one = images.make({"a": b"a"})
     two = images.make({"a": b"a"}, {"b": b"b"})
@@ -163,7 +170,7 @@ NO_DIGEST = json.dumps({"rootfs": {"type": "layers", "diff_ids": ["sha256:../../
         (changed(MADE, CONFIG, None), BlobNotFound, CONFIG),
         (changed(MADE, CONFIG, b"[]"), InvalidImage, "not an image configuration"),
         (changed(MADE, CONFIG, NO_DIGEST), InvalidImage, "not a sha256"),
-        (changed(MADE, CONFIG, b" " * (5 << 20)), InvalidImage, "at most"),
+        (changed(MADE, CONFIG, b" " * (9 << 20)), InvalidImage, "at most"),
         (changed(MADE, "0/layer.tar", None), BlobNotFound, "sha256:.*0/layer.tar in"),
         (changed(MADE, "0/layer.tar", b"other"), DigestMismatch, "expected digest"),
         (changed(MADE, "0/layer.tar", lzma.compress(b"x")), InvalidImage, "compressed by xz"),

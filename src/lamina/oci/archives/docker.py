@@ -19,7 +19,7 @@ from lamina.archive.compression.formats import HEAD_SIZE
 from lamina.errors import BlobNotFound, InvalidImage, InvalidName, printable
 from lamina.oci import mediatypes
 from lamina.oci.archives.kinds import DOCKER_MANIFEST
-from lamina.oci.config import ImageConfig
+from lamina.oci.config import CONFIG_LIMIT, ImageConfig
 from lamina.oci.content import Named
 from lamina.oci.descriptor import Descriptor, described
 from lamina.oci.digest import check_digest
@@ -142,7 +142,7 @@ class DockerArchive:
     def _describe(self, item: Item, names: Sequence[str]) -> _Image:
         """Make an image's manifest."""
         try:
-            data = read_file(self._files, item.config, SIZE_LIMIT)
+            data = read_file(self._files, item.config, CONFIG_LIMIT)
         except FileNotFoundError:
             raise BlobNotFound(item.config, self.description) from None
         diff_ids = ImageConfig.decode(data).rootfs.diff_ids

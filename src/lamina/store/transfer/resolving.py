@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from lamina.errors import InvalidImage
 from lamina.oci import ImageConfig, chain_ids, mediatypes, platform
+from lamina.oci.config import CONFIG_LIMIT
 from lamina.oci.content import Source, read_document
 from lamina.oci.descriptor import Descriptor, Platform
 from lamina.oci.digest import check_digest
 from lamina.oci.manifest import Index, Manifest, decode_manifest
 from lamina.types import ChainId, DiffId
-
-CONFIG_LIMIT = 8 << 20
-"""Bytes of a configuration, at most."""
 
 _LAYERS_LIMIT = 1000
 
