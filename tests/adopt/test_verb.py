@@ -164,11 +164,11 @@ def test_whoever_is_not_root_is_told_at_once(docker_root: Path, ordinary_user: u
 
 
 def test_a_dry_run_then_the_real_one(docker_root: Path, cli: Cli) -> None:
-    out, _ = cli("adopt", docker_root, "--bring", "--dry-run")
+    out, _ = cli("--driver", "overlay", "adopt", docker_root, "--bring", "--dry-run")
     assert "container c-stopped" in out
     assert "9 layers and 4 containers to come, 2.79MB, images by hard links" in out
     assert cli("images")[0].count("\n") == 1
-    out, _ = cli("adopt", docker_root, "--bring")
+    out, _ = cli("--driver", "overlay", "adopt", docker_root, "--bring")
     assert out.startswith("9 images and 4 containers brought (9 new layers, 2.79MB)")
     assert "A /root/started" in cli("diff", "c-running")[0]
     assert "new\n" in cli("run", "--rm", "--network", "none", "fx/l2:add", "cat", "/newroot")[0]
