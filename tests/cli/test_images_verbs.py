@@ -119,6 +119,8 @@ class TestLoadAndSave:
         assert cli.json("inspect", "box:1")[0]["config"]["architecture"] == "arm64"
         said = cli.fails("load", "-i", tmp_path / "l", "--platform", "linux/s390x")
         assert said == "no image for platform linux/s390x (there are: linux/amd64, linux/arm64)"
+        said = cli.fails("manifest", "--platform", "linux/amd64", "box:1")
+        assert said == "no image for platform linux/amd64 (there are: linux/arm64)"
 
     @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
     def test_layers_are_compressed_as_asked(
@@ -492,6 +494,9 @@ class TestCopyAndManifest:
         assert arm.top.digest in cli("manifest", "--platform", "arm64", f"oci:{tmp_path}/all")
         config = cli.json("manifest", "--config", "--platform", "arm64", name)
         assert config["architecture"] == "arm64"
+        for source in (f"oci:{tmp_path}/arm:1", f"docker://{name}@{arm.top.digest}"):
+            wanted = ("manifest", "--config", "--platform", "linux/amd64")
+            assert "(there are: linux/arm64)" in cli.fails(*wanted, source)
         said = cli.fails("copy", "--platform", "s390x", name, f"oci:{tmp_path}/no")
         assert "(there are: linux/amd64, linux/arm64)" in said
         cli.fails("copy", "--platform", "arm64", "--all-platforms", name, "oci:x", status=2)

@@ -346,6 +346,8 @@ def test_a_command_that_is_not_there_is_127_and_one_that_cannot_run_126(root: Pa
             run(root, [command])
         assert caught.value.exit_code == code, command
         assert "\n" not in str(caught.value)
+        machine = f"Exec format error (no program for this {os.uname().machine})"
+        assert (machine in str(caught.value)) == (command == "garbage")
     with pytest.raises(ValueError, match="empty"):
         run(root, [])
     with pytest.raises(TypeError, match=r"a list of words.*not 'echo hi'"):

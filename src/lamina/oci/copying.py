@@ -14,6 +14,7 @@ from lamina.oci.manifest import Index, Manifest, decode_manifest
 from lamina.progress import Progress
 
 if TYPE_CHECKING:
+    from lamina.oci.config import ImageConfig
     from lamina.oci.content import Source, Target
     from lamina.oci.descriptor import Descriptor
     from lamina.oci.platform import Spec
@@ -107,7 +108,11 @@ def check_platform(source: Source, manifest: Manifest, wanted: Spec) -> None:
 
     if manifest.config.media_type not in mediatypes.CONFIGS:
         return
-    config = ImageConfig.decode(read_document(source, manifest.config, CONFIG_LIMIT))
+    check_config(ImageConfig.decode(read_document(source, manifest.config, CONFIG_LIMIT)), wanted)
+
+
+def check_config(config: ImageConfig, wanted: Spec) -> None:
+    """Raise PlatformNotFound if a configuration says that it is for what does not run there."""
     if config.os and config.architecture:
         found = platform.normalize(config.os, config.architecture, config.variant or "")
         platform.check(wanted, found)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.errors import InvalidImage
 from lamina.oci.content import read_document
-from lamina.oci.copying import select
+from lamina.oci.copying import check_platform, select
 from lamina.oci.manifest import Index, decode_manifest
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Shown(NamedTuple):
 def show_manifest(source: Source, name: str | None, wanted: Spec | None = None) -> Shown:
     """The manifest or index of a name in a source; of an index, the manifest for ``wanted``.
 
+    An image that is in no index has to be for ``wanted``, if that is given.
+
     Raises:
         ImageNotFound, PlatformNotFound, AmbiguousName: there is none, or several.
         InvalidImage, DigestMismatch, BlobNotFound: something is not what it should be.
@@ -33,7 +35,10 @@ def show_manifest(source: Source, name: str | None, wanted: Spec | None = None) 
     if wanted is None:
         return found
     document = decode_manifest(found.data, found.descriptor.media_type)
-    return _read(source, select(source, document, wanted)) if isinstance(document, Index) else found
+    if isinstance(document, Index):
+        return _read(source, select(source, document, wanted))
+    check_platform(source, document, wanted)
+    return found
 
 
 def show_config(source: Source, name: str | None, wanted: Spec | None = None) -> Shown:

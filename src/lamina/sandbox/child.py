@@ -146,7 +146,8 @@ def execute(argv: list[str], env: Mapping[str, str]) -> NoReturn:
         raise CommandNotFound(f"{name}: command not found", 127)
     if denied.errno in (errno.ENOENT, errno.ENOTDIR):
         raise CommandNotFound(f"{name}: its interpreter or a link to it is missing", 127)
-    raise CommandNotFound(f"{name}: {denied.strerror}", 126)
+    hint = f" (no program for this {os.uname().machine})" if denied.errno == errno.ENOEXEC else ""
+    raise CommandNotFound(f"{name}: {denied.strerror}{hint}", 126)
 
 
 def _candidates(name: str, env: Mapping[str, str]) -> list[str]:

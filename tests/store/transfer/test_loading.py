@@ -135,6 +135,21 @@ def test_the_image_for_the_platform_is_taken(store: Store, layout: LayoutDirecto
             store.load(layout, platform="linux/s390x")
 
 
+def test_an_image_alone_is_for_the_platform_that_is_asked_for(
+    store: Store, layout: LayoutDirectory
+) -> None:
+    put(layout, make({"a": b"arm"}, architecture="arm64"), "docker.io/library/arm:latest")
+    with closing(layout):
+        with pytest.raises(PlatformNotFound, match="there are: linux/arm64"):
+            store.load(layout, platform="linux/amd64")
+        assert is_empty(store)
+        store.load(layout)
+        assert store.image("arm").config.architecture == "arm64", "nobody asked"
+        with pytest.raises(PlatformNotFound, match="there are: linux/arm64"):
+            store.load(layout, platform="linux/amd64")
+        store.load(layout, platform="linux/arm64")
+
+
 # -- what bad input gets ----------------------------------------------------------------
 
 

@@ -54,7 +54,8 @@ def command(
 
     wanted = None if platform is None else parse(platform)
     options = transfers.registry(insecure, creds)
-    found = _in_store(session, source, of_config) or _elsewhere(source, of_config, wanted, options)
+    found = _in_store(session, source, of_config, wanted)
+    found = found or _elsewhere(source, of_config, wanted, options)
     if raw:
         sys.stdout.flush()
         sys.stdout.buffer.write(found.data)
@@ -64,8 +65,9 @@ def command(
         _print(found)
 
 
-def _in_store(session: Session, source: str, of_config: bool) -> Shown | None:
+def _in_store(session: Session, source: str, of_config: bool, wanted: Spec | None) -> Shown | None:
     """An image of the store; None if it has none of this name, or one elsewhere is meant."""
+    from lamina.oci.copying import check_config
     from lamina.oci.transports import is_place
 
     if is_place(source):
@@ -75,6 +77,8 @@ def _in_store(session: Session, source: str, of_config: bool) -> Shown | None:
             image = store.image(source)
         except ImageNotFound:
             return None
+        if wanted is not None:
+            check_config(image.config, wanted)
         return image.show_config() if of_config else image.show_manifest()
 
 

@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lamina.errors import StoreError
+from lamina.oci import mediatypes
 from lamina.oci import platform as platforms
+from lamina.oci.copying import check_config
 from lamina.oci.digest import hex_of
 from lamina.oci.platform import Spec
 from lamina.store.core import Core
@@ -45,7 +47,8 @@ class Loading:
         keep_blobs: keep the blobs of layers as they came, so that the image goes out with the
             same digests.
         remember_blobs: note which blobs the layers came as; not where the source made them up.
-        platform: which image of an index; by default this machine's.
+        platform: which image of an index, by default this machine's. An image that is in no
+            index has to be for this platform, if one is given.
         abort: called when the work is to end before its time: lets what waits for the source
             in other threads wait no longer.
     """
@@ -68,6 +71,7 @@ class Loading:
         self._keep_blobs = keep_blobs
         self._remember_blobs = remember_blobs
         self._platform = platform or platforms.this_machine()
+        self._strict = platform is not None
         self._progress = progress
         self._abort = abort
         self._layers = Layers(core)
@@ -87,7 +91,7 @@ class Loading:
         image = self._known(descriptor, names)
         if image is not None:
             return image
-        found = resolve(self._source, descriptor, self._platform)
+        found = resolve(self._source, descriptor, self._platform, strict=self._strict)
         with Work(self._core) as work:
             top = self.bring(found.parts, work, what)
             if self._keep_blobs:
@@ -110,9 +114,12 @@ class Loading:
                 (id, self._core.driver_name),
             ):
                 return None
+            image = Image(self._core, id)
+            if self._strict and descriptor.media_type not in mediatypes.INDEXES:
+                check_config(image.config, self._platform)  # it may have come without a question
             for name in names:
                 point(tx, name, id)
-        return Image(self._core, id)
+        return image
 
     # -- layers
 

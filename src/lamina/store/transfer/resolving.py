@@ -8,6 +8,7 @@ from lamina.errors import InvalidImage
 from lamina.oci import ImageConfig, chain_ids, mediatypes, platform
 from lamina.oci.config import CONFIG_LIMIT
 from lamina.oci.content import Source, read_document
+from lamina.oci.copying import check_config
 from lamina.oci.descriptor import Descriptor, Platform
 from lamina.oci.digest import check_digest
 from lamina.oci.manifest import Index, Manifest, decode_manifest
@@ -42,14 +43,16 @@ class Found:
         return sum(part.descriptor.size for part in self.parts)
 
 
-def resolve(source: Source, descriptor: Descriptor, wanted: platform.Spec) -> Found:
+def resolve(
+    source: Source, descriptor: Descriptor, wanted: platform.Spec, *, strict: bool = False
+) -> Found:
     """Read manifest and configuration of the image that ``descriptor`` names.
 
     Of an index the image for ``wanted`` is taken; an image that is named by itself is taken
-    whatever it is for.
+    whatever it is for, unless ``strict``.
 
     Raises:
-        PlatformNotFound: the index has none for it.
+        PlatformNotFound: there is none for it.
         InvalidImage, DigestMismatch, BlobNotFound: something is not what was said, or not there.
     """
     chosen, document, manifest = _manifest(source, descriptor, wanted)
@@ -58,7 +61,9 @@ def resolve(source: Source, descriptor: Descriptor, wanted: platform.Spec) -> Fo
         raise InvalidImage(f"{chosen.digest} is no image but an artifact ({kind})")
     config = read_document(source, manifest.config, CONFIG_LIMIT)
     image = ImageConfig.decode(config)
-    if chosen is not descriptor and chosen.platform is None:
+    if chosen is descriptor and strict:
+        check_config(image, wanted)
+    elif chosen is not descriptor and chosen.platform is None:
         described = Platform(os=image.os, architecture=image.architecture, variant=image.variant)
         platform.check(wanted, platform.of(described))
     return Found(chosen, document, config, _parts(manifest, image))
