@@ -106,6 +106,19 @@ def test_files_come_in_an_order(
     assert user_of("example.org") == "1"
 
 
+def test_podman_keeps_logins_by_user_id_where_no_runtime_directory_is_set(
+    docker: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert Path("/run/containers") == credentials.RUN
+    monkeypatch.setattr(credentials, "RUN", tmp_path)
+    write(tmp_path / f"{os.geteuid()}/auth.json", auths={"example.org": auth("ann")})
+    assert user_of("example.org") is None, "the variable is set"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert user_of("example.org") == "ann"
+    write(docker, auths={"example.org": auth("bob")})
+    assert user_of("example.org") == "bob"
+
+
 def test_tokens_are_read(docker: Path) -> None:
     write(docker, auths={"a.org": {**auth("00000000", ""), "identitytoken": "refresh"},
                          "b.org": {"registrytoken": "bearer"}})  # fmt: skip

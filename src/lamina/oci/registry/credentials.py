@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 HELPER_TIMEOUT = 60.0
 """Seconds that a helper has; some ask the user."""
+RUN = Path("/run/containers")
+"""Where Podman and skopeo keep logins by user id, if XDG_RUNTIME_DIR is not set."""
 HUB_KEY = "https://index.docker.io/v1/"
 """What Docker's files and helpers call docker.io."""
 
@@ -61,6 +63,8 @@ def files() -> list[Path]:
     found = [docker_file(), Path(config, "containers/auth.json")]
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         found.insert(1, Path(runtime, "containers/auth.json"))
+    elif os.access(own := Path(RUN, f"{os.geteuid()}/auth.json"), os.R_OK):
+        found.insert(1, own)  # not for root of a user namespace, who is someone else there
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         found.insert(0, Path(named))
     return found
