@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
 from lamina.errors import DigestMismatch, LayerBroken
 from lamina.oci import ImageConfig, mediatypes
 from lamina.oci.content import read_document
-from lamina.oci.descriptor import described
+from lamina.oci.descriptor import Descriptor, described
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.manifest import Manifest
 from lamina.progress import Progress
@@ -223,3 +226,43 @@ def test_progress_shows_while_a_layer_is_compressed(store: Store, tmp_path: Path
         packing = Packing("gzip", 9, threads=1)
         store.save(["box:1"], layout, format="oci", packing=packing, progress=seen.append)
     assert any(0 < p.done < (p.total or 0) for p in seen)
+
+
+class Slow:
+    """A stream that gives little at a time."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, _: int) -> bytes:
+        time.sleep(0.04)
+        return self._stream.read(64 << 10)
+
+
+class FarLayout(LayoutDirectory):
+    """A layout that takes its time."""
+
+    def put(
+        self,
+        descriptor: Descriptor,
+        stream: BinaryIO,
+        *,
+        reopen: Callable[[], BinaryIO] | None = None,
+    ) -> None:
+        super().put(descriptor, cast(BinaryIO, Slow(stream)), reopen=reopen)
+
+
+@pytest.mark.parametrize("keep_blobs", [False, True])
+def test_progress_shows_while_a_blob_is_sent(
+    store: Store, tmp_path: Path, keep_blobs: bool
+) -> None:
+    made = make({"big": os.urandom(1 << 20)}, compression="gzip")
+    seen: list[Progress] = []
+    with closing(LayoutDirectory.create(tmp_path / "in")) as layout:
+        put(layout, made, NAME)
+        store.load(layout, keep_blobs=keep_blobs)
+    with closing(FarLayout.create(tmp_path / "out")) as layout:
+        store.save(["box:1"], layout, format="oci", progress=seen.append)
+    total = seen[-1].total or 0
+    assert len({p.done for p in seen if total / 2 < p.done < total}) > 1
+    assert seen[-1].done == total

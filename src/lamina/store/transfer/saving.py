@@ -116,15 +116,17 @@ class Saving:
 
     def _send_layer(self, layer: Layer) -> known.LayerBlob:
         """Have a blob of the layer in the target."""
+        way = _Way(layer.tar_size or 0, self._count)
         if self._packing is None or self._packing.compression == "none":
-            return self._send_plain(layer)
-        blob = self._send_known(layer, self._packing)
-        if blob is None:
-            return self._send_made(layer, self._packing)
-        self._read(layer.tar_size or 0)
+            blob = self._send_plain(layer, way)
+        else:
+            blob = self._send_known(layer, self._packing, way) or self._send_made(
+                layer, self._packing, way
+            )
+        way.arrive()
         return blob
 
-    def _send_known(self, layer: Layer, packing: Packing) -> known.LayerBlob | None:
+    def _send_known(self, layer: Layer, packing: Packing, way: _Way) -> known.LayerBlob | None:
         """Have a blob in the target that there is already; None if there is none that fits."""
         assert layer.diff_id is not None
         with self._core.db.read() as tx:
@@ -134,20 +136,23 @@ class Saving:
             if self._target.has(blob.descriptor) or self._nearby(blob.descriptor):
                 return blob
             if blob.kept:
-                self._put(blob.descriptor, partial(self._open_kept, blob))
+                step = way.step(blob.size)
+                self._put(blob.descriptor, partial(self._open_kept, blob), step)
                 return blob
         return None
 
-    def _send_plain(self, layer: Layer) -> known.LayerBlob:
+    def _send_plain(self, layer: Layer, way: _Way) -> known.LayerBlob:
         blob = plain(layer)
         if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
-            self._put(blob.descriptor, partial(self._layers.tar, layer), self._read)
+            step = way.step(blob.size)
+            self._put(blob.descriptor, partial(self._layers.tar, layer), step)
         return blob
 
-    def _send_made(self, layer: Layer, packing: Packing) -> known.LayerBlob:
-        with made(self._core, layer, packing, self._stop, self._read) as (blob, path):
+    def _send_made(self, layer: Layer, packing: Packing, way: _Way) -> known.LayerBlob:
+        making = way.step(layer.tar_size or 0, half=True)
+        with made(self._core, layer, packing, self._stop, making) as (blob, path):
             if not self._target.has(blob.descriptor) and not self._nearby(blob.descriptor):
-                self._put(blob.descriptor, partial(io.FileIO, path))
+                self._put(blob.descriptor, partial(io.FileIO, path), way.step(blob.size))
         with self._core.db.write() as tx:
             known.remember_blob(tx, blob)
         return blob
@@ -171,7 +176,7 @@ class Saving:
         with self._mutex:
             self._sent += descriptor.size
 
-    def _read(self, count: int) -> None:
+    def _count(self, count: int) -> None:
         with self._mutex:
             self._done += count
 
@@ -205,6 +210,35 @@ class Saving:
 
 def _told(layer: Descriptor) -> tuple[str, int, str]:
     return layer.digest, layer.size, mediatypes.layer_compression(layer.media_type)
+
+
+class _Way:
+    """How far one layer is, told in bytes of its tar: making its blob is half of the way."""
+
+    def __init__(self, size: int, tell: Callable[[int], None]) -> None:
+        self._size = size
+        self._tell = tell
+        self._at = 0
+
+    def step(self, total: int, *, half: bool = False) -> Callable[[int], None]:
+        """What to call with the bytes of a step, ``total`` in all, to the end or to the half."""
+        start, end, done = self._at, self._size // 2 if half else self._size, 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done = min(done + count, total)
+            self._go(start + (end - start) * done // max(total, 1))
+
+        return advance
+
+    def arrive(self) -> None:
+        """All is done, however much of it was left to do."""
+        self._go(self._size)
+
+    def _go(self, to: int) -> None:
+        if to > self._at:  # what is sent again does not count again
+            self._tell(to - self._at)
+            self._at = to
 
 
 def _changed(
