@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -342,6 +343,31 @@ class TestPullAndPush:
             assert first not in fetched
         assert cli("check", "--contents") == ""
 
+    def test_what_an_interrupted_pull_has_fetched_is_told_and_pruned(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        made = make({"big": os.urandom(3 << 20)})
+        publish(plain_registry, repository_name, made, "1")
+        with Faulty(plain_registry.host) as proxy, proxy.running():
+            blob = f"GET .*{made.blobs[1][0].digest}"
+            proxy.fault(blob, partial(relay, cut_after=1 << 20), 1)
+            proxy.fault(blob, stall, 1)
+            name = f"{proxy.host}/{repository_name}:1"
+            process = subprocess.Popen(
+                cli.argv("pull", name), env=cli.env,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            deadline = time.monotonic() + 30
+            while cli.json("du")["downloads"] == 0:
+                assert time.monotonic() < deadline
+            assert cli("prune") == "Space given back: 0B\n", "the pull is at it"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        assert "Downloads of interrupted pulls: " in cli("du")
+        assert cli("prune") != "Space given back: 0B\n"
+        assert cli.json("du")["downloads"] == 0
+        assert list((cli.root / "downloads").iterdir()) == []
+
     def test_failures_are_one_line_with_a_next_step(
         self, cli: Cli, box: str, plain_registry: Registry, repository_name: str
     ) -> None:
@@ -555,7 +581,8 @@ class TestCopyAndManifest:
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=20)
-            assert (process.returncode, said) == (130, "lamina: interrupted\n")
+            kept = f"what was copied is kept in {tmp_path}/l, the same command goes on"
+            assert (process.returncode, said) == (130, f"lamina: interrupted; {kept}\n")
             cli("copy", name, f"oci:{tmp_path}/l:1")
 
 

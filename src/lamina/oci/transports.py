@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lamina.errors import InvalidImage, InvalidName, printable
+from lamina.errors import InvalidImage, InvalidName, RegistryError, printable
 from lamina.oci.reference import Reference
 
 if TYPE_CHECKING:
@@ -133,7 +133,13 @@ def open_target(
         from lamina.oci.layout import LayoutDirectory
 
         with closing(LayoutDirectory.create(place.path)) as layout:
-            yield layout, place.name
+            try:
+                yield layout, place.name
+            except BaseException as error:
+                if isinstance(error, OSError | RegistryError) or not isinstance(error, Exception):
+                    kept = f"what was copied is kept in {place.path}, the same command goes on"
+                    error.add_note(kept)
+                raise
     else:
         from lamina.oci.archives import DockerArchiveTarget, OciArchiveTarget, replaced
 

@@ -13,6 +13,7 @@ from lamina.store.core import Core
 from lamina.store.images import Images
 from lamina.store.layers import Layers
 from lamina.store.removal import discard, release
+from lamina.store.transfer.downloads import Downloads
 from lamina.store.usage import container_usage
 from lamina.types import LayerId
 
@@ -20,7 +21,7 @@ from lamina.types import LayerId
 @dataclass(slots=True)
 class Pruned:
     """What went. ``size``: bytes of files in the layers that went, as far as they are known,
-    without those that someone else keeps."""
+    without those that someone else keeps, and of what interrupted pulls had fetched."""
 
     containers: list[str] = field(default_factory=list)
     """Names."""
@@ -46,6 +47,7 @@ def prune(core: Core, *, containers: bool, unused: bool) -> Pruned:
     gone = before.keys() - after.keys()
     pruned.size += sum(before[id] for id in gone)
     pruned.layers = [*sorted(gone), *remove_orphans(core)]
+    pruned.size += Downloads(core.root / "downloads").sweep()
     return pruned
 
 

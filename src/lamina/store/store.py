@@ -504,7 +504,7 @@ class Store:
         return sharing.dedup(self._core, progress or self._core.progress)
 
     def prune(self, *, containers: bool = False, unused: bool = False) -> Pruned:
-        """Remove images without a name, and layers that belong to nothing.
+        """Remove images without a name, layers that belong to nothing, and interrupted downloads.
 
         With ``containers`` also kept containers that nobody uses, first; with ``unused`` also
         images that have names but no container.

@@ -16,6 +16,7 @@ from lamina.store.database import Transaction
 from lamina.store.images import Images
 from lamina.store.layers import Layers
 from lamina.store.records import fetch, fetch_in
+from lamina.store.transfer.downloads import Downloads
 from lamina.types import Digest, LayerId
 
 
@@ -56,14 +57,17 @@ class Usage:
     containers: list[ContainerUsage]
     layers: int
     blobs: int
+    downloads: int
+    """What interrupted pulls have fetched, and those that go on."""
     reclaimable: int
-    """What pruning dangling images and stopped containers would give back, at least."""
+    """What pruning dangling images, stopped containers and interrupted downloads would give back,
+    at least, while nothing is pulled."""
 
     @property
     def total(self) -> int:
         """Everything."""
         own = sum(box.writable + box.snapshots for box in self.containers)
-        return self.layers + self.blobs + own
+        return self.layers + self.blobs + self.downloads + own
 
 
 _IMAGE_LAYERS = """
@@ -100,12 +104,14 @@ def usage(core: Core) -> Usage:
         layers = tx.value("SELECT coalesce(sum(size), 0) FROM layers WHERE kind = 'image'")
     dangling = sum(image.unique for image in images if not image.names and not image.containers)
     stopped = sum(box.writable for box in containers)
+    downloads = Downloads(core.root / "downloads").size()
     return Usage(
         images=images,
         containers=containers,
         layers=layers,
         blobs=sum(map(core.blobs.size, core.blobs.digests())),
-        reclaimable=dangling + stopped,
+        downloads=downloads,
+        reclaimable=dangling + stopped + downloads,
     )
 
 

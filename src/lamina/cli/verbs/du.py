@@ -80,6 +80,8 @@ def _print(usage: Usage) -> None:
         ]
         output.print_table(["CONTAINER", "CONTAINER ID", "WRITTEN", "SNAPSHOTS", "BASE"], rows)
         print()
+    if usage.downloads:
+        print(f"Downloads of interrupted pulls: {output.size(usage.downloads)}")
     print(f"Total: {output.size(usage.total)}, reclaimable: {output.size(usage.reclaimable)}")
 
 
@@ -108,6 +110,7 @@ def _described(usage: Usage) -> dict[str, object]:
         ],
         "layers": usage.layers,
         "blobs": usage.blobs,
+        "downloads": usage.downloads,
         "total": usage.total,
         "reclaimable": usage.reclaimable,
     }

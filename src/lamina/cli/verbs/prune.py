@@ -19,8 +19,9 @@ from lamina.cli.session import Session
 def command(session: Session, containers: bool, all_: bool, force: bool, form: str) -> int:
     """Remove what nobody needs any more.
 
-    That is: images without a name or container, and layers that belong to nothing. With
-    --containers or --all more than that goes, so it asks first.
+    That is: images without a name or container, layers that belong to nothing, and what
+    interrupted pulls have fetched. With --containers or --all more than that goes, so it asks
+    first.
 
     \b
     Examples:

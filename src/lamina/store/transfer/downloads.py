@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,8 +29,6 @@ from lamina.oci.digest import parts
 from lamina.store.transfer.stopping import Stop, locked, locked_now
 
 _CHUNK = 256 << 10
-_OLD = 7 * 24 * 3600
-"""Seconds after which a download that nobody goes on with is given up."""
 
 
 class Downloads:
@@ -57,20 +54,28 @@ class Downloads:
             if ours and download.is_at(download.path):
                 download.path.unlink()
 
-    def sweep(self, *, older_than: float = _OLD) -> int:
-        """Delete downloads that nobody is at and that were last added to so many seconds ago.
+    def size(self) -> int:
+        """Bytes of all of them."""
+        found = 0
+        for path in self._paths():
+            with suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
 
-        Returns the bytes given back.
-        """
+    def sweep(self) -> int:
+        """Delete downloads that nobody is at; returns the bytes given back."""
         freed = 0
-        names = os.listdir(self._path) if self._path.is_dir() else ()
-        for path in {self._path / name.removesuffix(".lock") for name in names}:
+        for path in self._paths():
             with locked_now(f"{path}.lock") as ours, suppress(FileNotFoundError):
-                status = path.stat()
-                if ours and time.time() - status.st_mtime >= older_than:
+                if ours:
+                    size = path.stat().st_size
                     path.unlink()
-                    freed += status.st_size
+                    freed += size
         return freed
+
+    def _paths(self) -> set[Path]:
+        names = os.listdir(self._path) if self._path.is_dir() else ()
+        return {self._path / name.removesuffix(".lock") for name in names}
 
 
 class Download:
