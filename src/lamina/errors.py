@@ -8,6 +8,7 @@ where Lamina adds to what the kernel said, the class is both.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -16,6 +17,16 @@ def printable(path: bytes | str | os.PathLike[str]) -> str:
     text = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a write fails with on a full disk."""
+
+
+def name_full(error: OSError, path: str | os.PathLike[str]) -> None:
+    """Let the error of a full disk name ``path``, if it names no file: write(2) knows none."""
+    if error.errno in FULL and error.filename is None:
+        error.filename = os.fspath(path)
 
 
 class LaminaError(Exception):

@@ -123,6 +123,21 @@ class TestLoadAndSave:
         said = cli.fails("manifest", "--platform", "linux/amd64", "box:1")
         assert said == "no image for platform linux/amd64 (there are: linux/arm64)"
 
+    @pytest.mark.root
+    def test_a_full_disk_is_named(self, cli: Cli, tmp_path: Path, tmpfs_small: Path) -> None:
+        with closing(LayoutDirectory.create(tmp_path / "l")) as made:
+            put(made, make({"big": os.urandom(8 << 20)}, compression="gzip"), NAME)
+        small = {"LAMINA_ROOT": str(tmpfs_small / "store")}
+        said = cli.fails("load", "-i", tmp_path / "l", env=small)
+        assert "No space left on device" in said
+        assert f"the disk of the store {tmpfs_small}/store is full: 'lamina du' " in said
+        assert "'lamina prune'" in said
+        cli("load", "-i", tmp_path / "l")
+        said = cli.fails("save", "box:1", "-o", tmpfs_small / "x.tar")
+        assert said == f"{tmpfs_small}/x.tar: No space left on device"
+        said = cli.fails("save", "--format", "oci", "box:1", "-o", tmpfs_small / "layout")
+        assert said == f"{tmpfs_small}/layout: No space left on device"
+
     @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
     def test_layers_are_compressed_as_asked(
         self, cli: Cli, box: str, tmp_path: Path, skopeo: peers.Skopeo, compression: str
@@ -197,7 +212,10 @@ class TestLoadAndSave:
             ["--threads", "0"],
         ):
             cli.fails("save", box, "-o", tmp_path / "x", *wrong, status=2)
-        assert cli.fails("save", box, "-o", "/dev/full") == "No space left on device"
+        said = cli.fails("save", box, "-o", "/dev/full")
+        assert said == "/dev/full: No space left on device"
+        said = cli.fails("save", box, "-o", tmp_path / "nodir/x.tar")
+        assert said == f"{tmp_path}/nodir/x.tar: No such file or directory"
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
                 cli.argv("save", box), env=cli.env, stdout=full, stderr=subprocess.PIPE, check=False

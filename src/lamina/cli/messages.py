@@ -32,7 +32,9 @@ def message(error: BaseException) -> str:
         return f"{error} ({notes})" if notes else str(error)
     if isinstance(error, OSError) and error.strerror:
         named = isinstance(error.filename, str | bytes | os.PathLike)
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        return f"{text} ({notes})" if notes else text
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"internal error: {type(error).__name__}: {error} ('lamina --debug' shows where)"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.drivers import registry
-from lamina.errors import StoreError
+from lamina.errors import FULL, StoreError
 from lamina.log import Log
 from lamina.store.blobs import Blobs
 from lamina.store.database import Database, Transaction
@@ -70,6 +71,20 @@ class Core:
         if self._wanted is None:
             with self.db.read() as tx:
                 self._wanted = own_driver(tx)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes much to the store: a full disk's error says what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            note = (
+                f"the disk of the store {self.root} is full: 'lamina du' shows what takes room "
+                "in it, 'lamina prune' makes some, --root DIR is a store elsewhere"
+            )
+            if error.errno in FULL and note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
 
     def on(self, driver: str) -> Core:
         """The same open store, with another driver for new layers; closed with this one."""

@@ -43,8 +43,9 @@ def making(core: Core, make: Callable[[Driver, LayerId], None]) -> Iterator[Maki
     with core.db.write() as tx:
         tx.insert("pending", kind="layer", id=made.id, driver=made.driver, lease=core.leases.token)
     try:
-        make(driver, made.id)
-        yield made
+        with core.writing():
+            make(driver, made.id)
+            yield made
     except BaseException:
         if not _is_recorded(core, made.id):
             discard(core, [(made.id, made.driver)])

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from lamina.errors import name_full
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
@@ -16,14 +18,23 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     Such are devices and pipes.
     """
     if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
+        try:
+            with path.open("wb") as file:
+                yield file
+        except OSError as error:
+            name_full(error, path)
+            raise
         return
     staged = path.with_name(f".{path.name[:200]}.{os.urandom(4).hex()}")
     try:
         with _made(staged, path) as file:
             yield file
         os.replace(staged, path)
+    except OSError as error:
+        name_full(error, path)
+        if error.filename == str(staged):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         staged.unlink(missing_ok=True)
 

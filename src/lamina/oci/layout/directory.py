@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from lamina.errors import InvalidImage, printable
+from lamina.errors import InvalidImage, name_full, printable
 from lamina.kernel.lock import unlock
 from lamina.kernel.path import open_in_root
 from lamina.oci.layout.files import Folder
@@ -121,8 +121,12 @@ class LayoutDirectory(Layout):
 
     def _put(self, descriptor: Descriptor, fill: Callable[[BinaryIO], object]) -> None:
         directory, _, name = blob_path(descriptor.digest).rpartition("/")
-        with _directory(self.folder.fd, directory) as fd:
-            _write(fd, name, fill)
+        try:
+            with _directory(self.folder.fd, directory) as fd:
+                _write(fd, name, fill)
+        except OSError as error:
+            name_full(error, self.folder.path)
+            raise
 
     def _enter(self, entry: Descriptor) -> None:
         """Let the index have an entry: in place of its name's, or once if it has no name."""

@@ -92,7 +92,7 @@ class Loading:
         if image is not None:
             return image
         found = resolve(self._source, descriptor, self._platform, strict=self._strict)
-        with Work(self._core) as work:
+        with self._core.writing(), Work(self._core) as work:
             top = self.bring(found.parts, work, what)
             if self._keep_blobs:
                 keep_blobs(self._core, self._source, found.parts)

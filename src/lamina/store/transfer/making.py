@@ -86,10 +86,11 @@ def made(
             level=packing.level,
             threads=packing.threads,
         )
-        for piece in pieces:
-            digest.update(piece)
-            size += file.write(piece)
-        file.flush()
+        with core.writing():
+            for piece in pieces:
+                digest.update(piece)
+                size += file.write(piece)
+            file.flush()
         yield (
             known.LayerBlob(
                 layer.diff_id,
