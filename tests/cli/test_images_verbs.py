@@ -361,6 +361,20 @@ class TestPullAndPush:
             assert first not in fetched
         assert cli("check", "--contents") == ""
 
+    def test_a_pull_that_is_interrupted_before_anything_came_promises_nothing(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        with Faulty(plain_registry.host) as proxy, proxy.running():
+            proxy.fault("GET .*/manifests/", stall, 1)
+            argv = cli.argv("pull", f"{proxy.host}/{repository_name}:1")
+            process = subprocess.Popen(argv, env=cli.env, stderr=subprocess.PIPE, text=True)
+            deadline = time.monotonic() + 30
+            while not proxy.asked("GET .*/manifests/"):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30)[1] == "lamina: interrupted\n"
+
     def test_what_an_interrupted_pull_has_fetched_is_told_and_pruned(
         self, cli: Cli, plain_registry: Registry, repository_name: str
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -83,14 +84,16 @@ def registry(insecure: bool, creds: str | None, option: str = "--creds") -> Opti
     """What the options say; ``option`` is where ``creds`` is from."""
     from lamina.oci.registry import Credentials, Options
 
+    session: Session = click.get_current_context().obj
+    options = Options(insecure=insecure, remark=session.remark)
     if creds is None:
-        return Options(insecure=insecure)
+        return options
     user, colon, password = creds.partition(":")
     if not user:
         raise click.UsageError(f"{option} takes USER[:PASSWORD]")
     if not colon:
         password = ask_password(user, f"{option} USER:PASSWORD")
-    return Options(insecure=insecure, credentials=Credentials(user, password))
+    return replace(options, credentials=Credentials(user, password))
 
 
 def ask_password(user: str, instead: str) -> str:

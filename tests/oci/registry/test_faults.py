@@ -126,6 +126,21 @@ def test_a_server_that_stays_stalled_is_an_error(repository: Repository, faulty:
     assert time.monotonic() - start < 4
 
 
+def test_a_silent_server_is_asked_once_more_and_that_is_remarked(
+    faulty: Faulty, opened: Open
+) -> None:
+    said: list[str] = []
+    repository = opened(faulty.host, "a/b", first_timeout=0.3, remark=said.append)
+    faulty.fault("GET .*/manifests/", stall, times=9)
+    start = time.monotonic()
+    with pytest.raises(RegistryError, match="no answer in time"):
+        repository.resolve("one")
+    assert time.monotonic() - start < 10, "not the time of one that has answered before"
+    (remark,) = said
+    assert remark.endswith("manifests/one: no answer in time; asking again")
+    assert len(faulty.asked("GET .*/manifests/")) == 2
+
+
 def test_wrong_bytes_are_found_by_who_verifies(repository: Repository, faulty: Faulty) -> None:
     put(repository, DATA)
     faulty.fault("GET .*/blobs/", lambda h: relay(h, change=lambda d: d[:-1] + bytes([d[-1] ^ 1])))

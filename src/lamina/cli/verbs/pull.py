@@ -47,12 +47,7 @@ def command(
     options = transfers.registry(insecure, creds)
     with session.store(progress=not quiet) as store:
         ids, before = {image.id for image in store.images}, _image(store, name)
-        try:
-            image = store.pull(name, platform=platform, keep_blobs=keep_blobs, options=options)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                error.add_note("what was fetched is kept, the same command goes on")
-            raise
+        image = store.pull(name, platform=platform, keep_blobs=keep_blobs, options=options)
         digest = image.repo_digests[0].rpartition("@")[2]
     if not quiet:
         newer = image.id not in ids or before not in (None, image)

@@ -136,13 +136,14 @@ class Client:
     def _persist(self, host: Host, ask: Ask) -> httpx.Response:
         attempts = Attempts(self.options.retries)
         while True:
-            after, connected = None, True
+            after, connected, silent = None, True, False
             try:
                 response = self._exchange(host, ask)
             except httpx.TransportError as error:
                 self._check_open(error)
                 failure, temporary = self._unreachable(host, ask, error)
                 connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                silent = isinstance(error, httpx.TimeoutException)
             except Temporary as error:
                 failure, temporary, after = error.error, True, error.after
             else:
@@ -152,9 +153,13 @@ class Client:
                 temporary = response.status_code in TRANSIENT
                 ours = _same_place(response.request.url, host)
                 failure = refusal(response, self._named(host, ask), ours=ours)
-            wait = attempts.next(after, connected=connected) if ask.again and temporary else None
+            wait = None
+            if ask.again and temporary:
+                wait = attempts.next(after, connected=connected, silent=silent)
             if wait is None:
                 raise failure
+            if silent and self.options.remark is not None:
+                self.options.remark(f"{failure}; asking again")
             self.pause(wait)
 
     def _exchange(self, host: Host, ask: Ask) -> httpx.Response:
@@ -208,12 +213,18 @@ class Client:
                 content=ask.content,
                 tls=host.tls if trusted else Tls(host.tls.authorities),
                 bulk=ask.bulk,
-                timeout=ask.timeout,
+                timeout=self._patience(host, ask),
             )
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response
             url = self._redirected(host, response, ask)
         raise RegistryError(f"{self._named(host, ask)}: over {_REDIRECTS} redirects")
+
+    def _patience(self, host: Host, ask: Ask) -> float | None:
+        """Seconds that an answer may take; None for the usual."""
+        if ask.timeout is not None or host in self._met:
+            return ask.timeout
+        return min(self.options.first_timeout, self.options.read_timeout)
 
     def _redirected(self, host: Host, response: httpx.Response, ask: Ask) -> httpx.URL:
         location = response.headers.get("location", "")

@@ -65,7 +65,7 @@ class Connections:
         """Send one request, follow nothing; the answer's body is still to be read, then closed.
 
         ``bulk``: much is going to be sent or received; this goes by HTTP/1.1, see :meth:`_open`.
-        ``timeout`` is in seconds, and instead of those of the options.
+        ``timeout`` is in seconds, and instead of the options' for reading.
 
         Raises:
             httpx.TransportError: no whole answer came.
@@ -74,7 +74,7 @@ class Connections:
         pool = self._pool(Origin.of(url), tls, bulk)
         request = pool.build_request(
             method, url, headers=[*headers], content=content, extensions={"trace": self._trace},
-            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
+            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else self._timeout(timeout),
         )  # fmt: skip
         with self._lock:
             self.requests += 1
@@ -121,12 +121,15 @@ class Connections:
                 verify=_context(tls, bulk) if origin.scheme == "https" else False,
                 proxy=_proxy(origin),
                 trust_env=False,
-                timeout=httpx.Timeout(options.read_timeout, connect=options.connect_timeout),
+                timeout=self._timeout(options.read_timeout),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE),
                 headers={"User-Agent": f"lamina/{__version__}", "Accept-Encoding": "identity"},
             )
         except (ImportError, ValueError) as error:
             raise RegistryError(f"the proxy for {origin.host} can't be used: {error}") from error
+
+    def _timeout(self, seconds: float) -> httpx.Timeout:
+        return httpx.Timeout(seconds, connect=min(seconds, self._options.connect_timeout))
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Keep sight of sockets, so that :meth:`close` can end what waits for them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class Retries:
     """Requests for one thing in all."""
     connects: int = 3
     """The same, where no connection was made."""
+    silences: int = 2
+    """The same, where no answer came in time."""
     first: float = 0.5
     longest: float = 30.0
     total: float = 180.0
@@ -53,6 +56,10 @@ class Options:
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
     """How long a server may say nothing, or take nothing."""
+    first_timeout: float = 30.0
+    """The same, of a server that has not answered yet."""
     chunk_size: int = 8 << 20
     """Bytes that are sent at once, and kept in memory to be sent again."""
     retries: Retries = field(default_factory=Retries)
+    remark: Callable[[str], None] | None = None
+    """Told, in a line for a person, when a server that says nothing is waited for again."""

@@ -22,10 +22,13 @@ class Attempts:
         self._made = 1
         self._waited = 0.0
 
-    def next(self, retry_after: float | None = None, *, connected: bool = True) -> float | None:
+    def next(
+        self, retry_after: float | None = None, *, connected: bool = True, silent: bool = False
+    ) -> float | None:
         """Seconds to wait before the next attempt; None if there is to be none."""
         retries = self._retries
-        if self._made >= (retries.tries if connected else min(retries.connects, retries.tries)):
+        most = retries.tries if connected else min(retries.connects, retries.tries)
+        if self._made >= (min(retries.silences, most) if silent else most):
             return None
         wait = min(retries.first * 2.0 ** (self._made - 1), retries.longest)
         wait *= random.uniform(0.5, 1)

@@ -13,6 +13,7 @@ from lamina.oci.registry import Options, Repository
 from lamina.store.core import Core
 from lamina.store.images import Image
 from lamina.store.transfer import known
+from lamina.store.transfer.downloads import Downloads
 from lamina.store.transfer.loading import Loading
 from lamina.store.transfer.making import Packing
 from lamina.store.transfer.saving import Saved, Saving
@@ -50,7 +51,12 @@ def pull(
             abort=far.abort,
         )
         descriptor = far.resolve(reference.digest or reference.tag)
-        image = loading.load(descriptor, names, f"pulling {reference.familiar}")
+        try:
+            image = loading.load(descriptor, names, f"pulling {reference.familiar}")
+        except BaseException as error:
+            if not isinstance(error, Exception) and Downloads(core.root / "downloads").size():
+                error.add_note("what was fetched is kept, the same command goes on")
+            raise
     _remember(core, image, reference, descriptor.digest)
     return image
 
