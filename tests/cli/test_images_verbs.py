@@ -591,7 +591,9 @@ class TestCopyAndManifest:
         ):
             assert said in cli.fails("copy", source, f"oci:{tmp_path}/new")
             assert not (tmp_path / "new").exists()
-        assert "compressed" in cli.fails("copy", f"oci:{layout}", f"docker-archive:{tmp_path}/new")
+        said = cli.fails("copy", f"oci:{layout}", f"docker-archive:{tmp_path}/new")
+        assert "compressed" in said
+        assert "'lamina save NAME -o FILE'" in said
         assert not (tmp_path / "new").exists()
         said = cli.fails("manifest", f"{plain_registry.host}/none")
         assert said.endswith("(nor is it in the store)")

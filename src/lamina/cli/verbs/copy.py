@@ -34,7 +34,9 @@ def command(
     """Copy an image from one place to another, byte for byte.
 
     The store has no part in it. A place is docker://NAME or just NAME (in a registry),
-    oci:DIR[:TAG] (an image layout), oci-archive:FILE[:NAME] or docker-archive:FILE[:NAME].
+    oci:DIR[:TAG] (an image layout), oci-archive:FILE[:NAME] or docker-archive:FILE[:NAME]. To a
+    docker-archive go images whose layers are not compressed; registries mostly have others:
+    'lamina pull' and 'lamina save' make a docker-archive of those.
 
     \b
     Examples:
