@@ -74,6 +74,16 @@ class TestImages:
         assert cli("images", "-q", "-f", "dangling=true") == ""
         assert "--filter knows" in cli.fails("images", "-f", "colour=red", status=2)
 
+    def test_an_image_that_is_not_there_can_be_pulled(self, cli: Cli, image: str) -> None:
+        cli("tag", image, "debian:12")
+        there = (
+            "'lamina images' lists them, 'lamina pull debian' fetches one; the store has debian:12"
+        )
+        for args, status in ((["run", "debian", "true"], 125), (["push", "debian"], 1)):
+            said = cli.fails(*args, status=status)
+            assert said == f"no such image: debian ({there})"
+        assert "pull" not in cli.fails("run", "abcdef0", "true", status=125), "that is an id"
+
     def test_rmi_takes_names_away_and_then_the_image(self, cli: Cli, image: str) -> None:
         cli("tag", image, "second")
         assert cli("rmi", "second") == "Untagged: second:latest\n"

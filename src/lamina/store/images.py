@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lamina.errors import AmbiguousName, ImageInUse, ImageNotFound, InvalidName, StoreError
+from lamina.errors import (
+    AmbiguousName,
+    ImageInUse,
+    ImageNotFound,
+    InvalidName,
+    StoreError,
+    printable,
+)
 from lamina.oci.defaults import Defaults
 from lamina.oci.reference import Reference, normalize
 from lamina.store.core import Core
@@ -186,7 +193,10 @@ class Images:
             AmbiguousName: the beginning of several ids.
         """
         with self._core.db.read() as tx:
-            return Image(self._core, _resolve(tx, ref))
+            try:
+                return Image(self._core, _resolve(tx, ref))
+            except ImageNotFound as error:
+                raise ImageNotFound(ref, _where_to_look(tx, ref)) from error
 
     def names_for(self, image: Image, ref: str) -> list[str]:
         """The name that ``ref`` is, or, where it is an id, all names of the image."""
@@ -339,6 +349,22 @@ def _resolve(tx: Transaction, ref: str) -> Digest:
     if len(rows) > 1:
         raise AmbiguousName(f"several images have an id that begins with {ref}")
     return Digest(rows[0][0])
+
+
+def _where_to_look(tx: Transaction, ref: str) -> str:
+    """What to do about an image that is not there."""
+    hint = "'lamina images' lists them"
+    if is_hex(ref.removeprefix("sha256:")):
+        return hint
+    try:
+        reference = Reference.parse(ref)
+    except InvalidName:
+        return hint
+    repository = normalize(reference.name).rpartition(":")[0]
+    names = [row[0] for row in tx.rows("SELECT name FROM names ORDER BY name")]
+    others = [name for name in names if name.rpartition(":")[0] == repository]
+    there = f"; the store has {', '.join(others[:5])}" if others else ""
+    return f"{hint}, 'lamina pull {printable(ref)}' fetches one{there}"
 
 
 def _by_repo_digest(tx: Transaction, ref: str) -> str | None:

@@ -192,8 +192,8 @@ class DockerArchiveTarget(OciArchiveTarget):
         if mediatypes.is_layer(media_type) and mediatypes.layer_compression(media_type) != "none":
             raise InvalidImage(
                 f"layer {descriptor.digest} is compressed ({media_type}), which Docker before 25 "
-                "can't load: 'lamina pull NAME' (or 'lamina load'), then 'lamina save NAME -o FILE' "
-                "writes such an archive; or write to oci-archive:FILE"
+                "can't load: 'lamina pull NAME' (or 'lamina load'), then 'lamina save NAME -o FILE'"
+                " writes such an archive; or write to oci-archive:FILE"
             )
 
 
