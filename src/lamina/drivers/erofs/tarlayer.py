@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from lamina.archive.unpack import Unpacked
 
 _READ_ONLY = 0o444
+_LARGE = 1 << 20
+"""Bytes of a tar that are worth two threads."""
 
 
 class TarLayer:
@@ -103,6 +106,16 @@ class TarLayer:
         ``progress`` is called now and then with how many bytes of the tar are done.
         Raises InvalidArchive, LayerUnsupported, OSError; the tar is whole for LayerUnsupported.
         """
+        with _hashed_aside(stream) as hashed:
+            return self._write_tar(hashed, below, observer, progress)
+
+    def _write_tar(
+        self,
+        stream: BinaryIO,
+        below: Callable[[], Below],
+        observer: Observer | None,
+        progress: Callable[[int], None] | None,
+    ) -> Unpacked:
         from lamina.archive.erofs import IndexBuilder, Tee
         from lamina.archive.tar import TarReader
         from lamina.archive.unpack import Unpacked
@@ -241,6 +254,24 @@ def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
 
     with ExitStack() as stack:
         yield Layers([stack.enter_context(layer.image()) for layer in layers])
+
+
+@contextmanager
+def _hashed_aside(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """A large file as a stream that is read and hashed by other threads; others as they are."""
+    from lamina.archive.compression import Compression, open_stream
+
+    if _size(stream) < _LARGE:
+        yield stream
+        return
+    with open_stream(stream, digest=None, compression=Compression.NONE) as hashed:
+        yield cast(BinaryIO, hashed)
+
+
+def _size(stream: BinaryIO) -> int:
+    """Bytes of the regular file that a stream plainly is; 0 for all else."""
+    raw = stream.raw if type(stream) is io.BufferedReader else stream
+    return os.fstat(raw.fileno()).st_size if type(raw) is io.FileIO else 0
 
 
 class _Hasher:
