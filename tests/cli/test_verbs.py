@@ -74,6 +74,16 @@ class TestImages:
         assert cli("images", "-q", "-f", "dangling=true") == ""
         assert "--filter knows" in cli.fails("images", "-f", "colour=red", status=2)
 
+    def test_a_driver_that_does_not_exist_is_refused_before_anything_is_done(
+        self, cli: Cli
+    ) -> None:
+        for verb in ("images", "info", "du"):
+            said = cli.fails("--driver", "nonsense", verb)
+            assert said.startswith("no driver is called 'nonsense' (there are: erofs, overlay, ")
+        said = cli.fails("--driver", "vfs", "--storage-opt", "x=1", "images")
+        assert said == "driver vfs has no storage option 'x' (it has none)"
+        assert not cli.root.exists()
+
     def test_an_image_that_is_not_there_can_be_pulled(self, cli: Cli, image: str) -> None:
         cli("tag", image, "debian:12")
         there = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.drivers.base import Driver
-from lamina.errors import DriverUnsupported, InvalidName
+from lamina.errors import DriverUnsupported, InvalidName, printable
 
 _KNOWN: dict[str, str] = {
     "erofs": "lamina.drivers.erofs:ErofsDriver",
@@ -43,16 +43,21 @@ def names() -> list[str]:
     return list(_KNOWN)
 
 
+def check_name(name: str) -> None:
+    """Raise :class:`InvalidName` unless there is a driver of this name."""
+    if name not in _KNOWN:
+        has = ", ".join(_KNOWN)
+        raise InvalidName(f"no driver is called '{printable(name)}' (there are: {has})")
+
+
 def driver_class(name: str) -> type[Driver]:
     """The class of a driver.
 
     Raises:
         InvalidName: there is none of that name.
     """
-    target = _KNOWN.get(name)
-    if target is None:
-        raise InvalidName(f"no driver is called '{name}' (there are: {', '.join(_KNOWN)})")
-    module, _, attribute = target.partition(":")
+    check_name(name)
+    module, _, attribute = _KNOWN[name].partition(":")
     found: type[Driver] = getattr(importlib.import_module(module), attribute)
     return found
 

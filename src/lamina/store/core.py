@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.drivers import registry
+from lamina.drivers.base import check_options
 from lamina.errors import FULL, StoreError
 from lamina.log import Log
 from lamina.store.blobs import Blobs
@@ -42,6 +43,11 @@ class Core:
         progress: ProgressCallback | None,
         runner: Runner | None,
     ) -> None:
+        if driver is not None:
+            registry.check_name(driver)
+            if options:
+                known = getattr(registry.driver_class(driver), "known_options", frozenset(options))
+                check_options(driver, options, known)
         prepare(root, run)
         self.root = root
         self.run = run

@@ -64,7 +64,8 @@ class Store:
     Raises:
         PermissionRequired: the directories belong to someone else.
         StoreError: the store is damaged, lost its database, or was written by a newer Lamina.
-        DriverUnsupported, OptionUnsupported: when the driver is first used.
+        InvalidName, OptionUnsupported: no such driver, or it has no such option.
+        DriverUnsupported: when the driver is first used; OptionUnsupported of the store's own.
     """
 
     _runner: ClassVar[Runner | None] = None
