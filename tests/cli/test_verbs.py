@@ -84,6 +84,18 @@ class TestImages:
         assert said == "driver vfs has no storage option 'x' (it has none)"
         assert not cli.root.exists()
 
+    def test_images_are_found_by_patterns(self, cli: Cli, image: str) -> None:
+        cli("tag", image, "other:1")
+        for pattern in (["o*r"], ["other:?"], ["-f", "reference=oth*"]):
+            (row,) = cli("images", *pattern).splitlines()[1:]
+            assert row.split()[:2] == ["other", "1"], "the name that fits alone"
+        assert len(cli("images", "*").splitlines()) == 3
+
+    def test_an_id_is_not_pushed_without_a_destination(self, cli: Cli, image: str) -> None:
+        id = cli.json("images")[0]["id"].removeprefix("sha256:")[:12]
+        said = cli.fails("push", id, status=2)
+        assert said.startswith("push: an id has no place to go: give DESTINATION")
+
     def test_an_image_that_is_not_there_can_be_pulled(self, cli: Cli, image: str) -> None:
         cli("tag", image, "debian:12")
         there = (

@@ -35,11 +35,13 @@ def command(
 ) -> None:
     """List images.
 
-    Newest first; all of them, or those whose repository or whole name is NAME.
+    Newest first; all of them, or those whose repository or whole name is NAME, which may be a
+    pattern of * and ?.
 
     \b
     Examples:
       lamina images
+      lamina images 'registry.example:5000/*'
       lamina images --format json | jq '.[].names'
     """
     wanted = pairs(filters, "--filter")
@@ -53,7 +55,8 @@ def command(
             for image in found:
                 output.write_line(image.id if no_trunc else image.short_id)
         else:
-            rows = [row for image in found for row in _rows(image, name, no_trunc)]
+            patterns = [p for p in (name, wanted.get("reference")) if p is not None]
+            rows = [row for image in found for row in _rows(image, patterns, no_trunc)]
             output.print_table(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], rows)
 
 
@@ -64,22 +67,21 @@ def _matches(image: Image, name: str | None, wanted: dict[str, str]) -> bool:
     if "dangling" in wanted and (wanted["dangling"] in ("true", "1")) != (not names):
         return False
     pattern = wanted.get("reference")
-    return pattern is None or any(
-        fnmatchcase(n, pattern) or fnmatchcase(n.rpartition(":")[0], pattern) for n in names
-    )
+    return pattern is None or any(_is_called(n, pattern) for n in names)
 
 
 def _is_called(full: str, name: str) -> bool:
-    return name in (full, full.rpartition(":")[0])
+    return any(n == name or fnmatchcase(n, name) for n in (full, full.rpartition(":")[0]))
 
 
-def _rows(image: Image, name: str | None, no_trunc: bool) -> list[list[str]]:
+def _rows(image: Image, patterns: list[str], no_trunc: bool) -> list[list[str]]:
     rest = [
         image.id if no_trunc else image.short_id,
         output.age(image.created),
         output.size(image.size),
     ]
-    names = [n.rpartition(":") for n in image.names if name is None or _is_called(n, name)]
+    called = (n for n in image.names if all(_is_called(n, pattern) for pattern in patterns))
+    names = [n.rpartition(":") for n in called]
     return [[repository, tag, *rest] for repository, _, tag in names or [("<none>", "", "<none>")]]
 
 

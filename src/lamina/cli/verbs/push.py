@@ -42,6 +42,8 @@ def command(
     options = transfers.registry(insecure, creds)
     target = Reference.parse(destination or image)
     with session.store(progress=not quiet) as store:
+        if not (destination or target.digest or target.familiar in store.image(image).names):
+            raise click.UsageError("an id has no place to go: give DESTINATION")
         saved = store.push(image, str(target), packing=packing, options=options)
     transfers.tell_changed(session, target.familiar, saved, asked=compression is not None)
     if not quiet:

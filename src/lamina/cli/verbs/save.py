@@ -36,7 +36,8 @@ def command(
 ) -> None:
     """Write images to an archive or an image layout.
 
-    To a layout that is there already the images are added. Layers in a docker-archive are never
+    An image gets the name that it is given by here, one given by its id gets all its names. To a
+    layout that is there already the images are added. Layers in a docker-archive are never
     compressed: compress the archive.
 
     \b
