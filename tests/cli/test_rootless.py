@@ -58,6 +58,9 @@ def test_info_says_that_it_is_rootless_and_overlay_works(user: User) -> None:
     assert "Rootless:              yes\n" in shown
     assert f"{user.home}/data/lamina" in shown
     assert "  overlay " in shown
+    (erofs,) = [line for line in shown.splitlines() if line.startswith("  erofs ")]
+    assert erofs.endswith((": mounting EROFS needs root (outside of user namespaces)",
+                           ": the kernel has no EROFS"))  # fmt: skip
 
 
 def test_mounting_is_for_within_unshare(user: User) -> None:

@@ -96,6 +96,15 @@ class TestImages:
         said = cli.fails("push", id, status=2)
         assert said.startswith("push: an id has no place to go: give DESTINATION")
 
+    def test_info_says_why_the_driver_was_chosen(self, cli: Cli) -> None:
+        for args, why in (
+            ((), "it is the best that works here"),
+            ((), "this store was begun with it"),
+            (("--driver", "vfs"), "it was asked for"),
+        ):
+            (line,) = [n for n in cli(*args, "info").splitlines() if n.startswith("Driver:")]
+            assert line.endswith(f" ({why})")
+
     def test_an_image_that_is_not_there_can_be_pulled(self, cli: Cli, image: str) -> None:
         cli("tag", image, "debian:12")
         there = (

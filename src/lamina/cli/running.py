@@ -84,7 +84,8 @@ _HOW = [
                  help="Show a file or directory of this machine in the container."),
     click.option("--network", type=click.Choice(["host", "none"]), default="host",
                  show_default=True, help="This machine's network, or only loopback."),
-    click.option("--hostname", metavar="NAME", help="The machine's name inside."),
+    click.option("--hostname", metavar="NAME",
+                 help="The machine's name inside; by default this one's."),
     click.option("--entrypoint", metavar="COMMAND",
                  help="Run this instead of the image's entrypoint."),
 ]  # fmt: skip

@@ -59,6 +59,8 @@ class Core:
         self.splits = Splits(root / "tar-split")
         self.db = Database(root / "lamina.db", evidence=(self.blobs.home, self.splits.home))
         self._wanted = driver
+        self.driver_because = "it was asked for" if driver else "it is the best that works here"
+        """Why new layers are :attr:`driver_name`'s, for a person."""
         self._options = options
         self._mutex = threading.Lock()
         self._drivers: dict[str, Driver] = {}
@@ -77,6 +79,8 @@ class Core:
         if self._wanted is None:
             with self.db.read() as tx:
                 self._wanted = own_driver(tx)
+            if self._wanted is not None:
+                self.driver_because = "this store was begun with it"
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -125,6 +125,11 @@ class Store:
         return self._core.root
 
     @property
+    def driver_because(self) -> str:
+        """Why new layers are made by :attr:`driver`, for a person."""
+        return self._core.driver_because
+
+    @property
     def run(self) -> Path:
         """Where locks and mount references are."""
         return self._core.run

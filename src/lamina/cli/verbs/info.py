@@ -33,6 +33,7 @@ def command(session: Session, form: str) -> None:
         return
     drivers = found.pop("drivers")
     status = found.pop("status")
+    found["driver"] = f"{found['driver']} ({found.pop('driver_because')})"
     for label, value in found.items():
         _line(label.replace("_", " ").capitalize(), value)
     for label, value in status.items():
@@ -69,6 +70,7 @@ def _gather(store: Store) -> dict[str, Any]:
         "containers": sum(1 for _ in store.containers),
         "layers": sum(1 for _ in store.layers),
         "driver": driver,
+        "driver_because": store.driver_because,
         "status": status,
         "drivers": [
             {"name": found.name, "works": found.reason is None, "reason": found.reason}

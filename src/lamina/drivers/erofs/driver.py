@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -88,6 +89,10 @@ class ErofsDriver(OverlayDriver):
         try:
             _try_mount(place)
         except OSError as error:
+            if error.errno == errno.EPERM:
+                raise DriverUnsupported(
+                    cls.name, "mounting EROFS needs root (outside of user namespaces)"
+                ) from error
             backing = filesystems.name(filesystems.magic(place))
             raise DriverUnsupported(cls.name, f"not on {backing} at {place}: {error}") from error
 
