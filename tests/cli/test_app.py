@@ -151,3 +151,23 @@ def test_verbs_and_names_are_completed(cli: Cli, image: str) -> None:
 
 def test_completion_of_a_store_that_is_not_there_is_empty(cli: Cli) -> None:
     assert complete(cli, "--root", "/proc/nowhere", "run", "s") == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["run", "-d", "x", "true"], "run: there is no -d: a container runs in the foreground"),
+        (["run", "--memory=1g", "x"], "run: there is no --memory: limit memory around it"),
+        (["create", "--publish", "80:80", "x"], "create: there is no --publish: the command has"),
+        (["system", "df"], "there is no verb 'system': 'lamina du' shows the disk"),
+        (["container", "ls"], "there is no verb 'container': 'lamina ps -a'"),
+        (["rename", "a", "b"], "there is no verb 'rename': "),
+    ],
+)
+def test_who_comes_from_docker_is_told_the_way(cli: Cli, argv: list[str], said: str) -> None:
+    status = 125 if argv[0] == "run" else 2
+    assert cli.fails(*argv, status=status).startswith(said)
+
+
+def test_a_transport_before_a_name_is_to_be_left_out(cli: Cli) -> None:
+    assert "leave out docker://" in cli.fails("pull", "docker://debian:12")

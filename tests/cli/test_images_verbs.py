@@ -263,7 +263,7 @@ class TestPullAndPush:
         assert cli("pull", name).splitlines() == [digest, f"{same} {name}", name]
         assert cli("pull", "-q", name) == f"{name}\n"
         other = f"{plain_registry.host}/{repository_name}:2"
-        assert cli("pull", other).splitlines() == [digest, f"{same} {other}", other]
+        assert cli("pull", other).splitlines() == [digest, f"{newer} {other}", other], "a new name"
         by_digest = f"{plain_registry.host}/{repository_name}@{made.top.digest}"
         assert cli("pull", by_digest).splitlines() == [digest, f"{same} {by_digest}", by_digest]
         assert cli.json("images")[0]["names"] == [name, other]
@@ -621,6 +621,22 @@ class TestCopyAndManifest:
 
 
 class TestConfig:
+    def test_an_image_without_a_name_is_remarked(self, cli: Cli, image: str) -> None:
+        done = cli.process("config", image, "--cmd", "x")
+        id = done.stdout.strip().removeprefix("sha256:")[:12]
+        assert done.stderr == f"lamina: {id} has no name: give NEWNAME, or 'lamina tag' it\n"
+        assert cli.process("config", image, "named", "--cmd", "x").stderr == ""
+
+    def test_what_is_exposed_is_a_port(self, cli: Cli, image: str) -> None:
+        for wrong in ("banana", "80/x", "", "65536", "1-", "80/"):
+            said = cli.fails("config", image, "--expose", wrong, status=2)
+            assert said.startswith("config: --expose takes PORT[/tcp|udp|sctp], not ")
+        cli("config", image, "ports", "--expose", "8000-8010/tcp", "--expose", "53/udp")
+
+    def test_check_says_on_a_terminal_that_all_is_well(self, cli: Cli, image: str) -> None:
+        assert on_a_terminal(cli, "check") == (0, "all is well\r\n")
+        assert cli("check") == ""
+
     def test_docker_reads_what_was_set(self, cli: Cli, image: str, tmp_path: Path) -> None:
         id = cli(
             "config", image, "box:2", "--entrypoint", '["/bin/x", "a"]', "--cmd", "echo  $A",

@@ -69,15 +69,20 @@ VERBS = {
 
 _ELSEWHERE = {
     "build": "'lamina run' and 'lamina commit' make images",
+    "container": "'lamina ps -a' lists containers; verbs have no groups here",
     "cp": "'lamina mount' shows a container's files, or 'lamina run -v' this machine's in it",
     "exec": "'lamina start' runs a container's command, 'lamina mount' shows its files",
     "help": "'lamina --help' and 'lamina VERB --help' print it",
     "history": "'lamina inspect' shows it",
+    "image": "'lamina images' lists images; verbs have no groups here",
     "kill": "a container runs in the foreground, until its command ends",
     "list": "'lamina ps -a' lists containers, 'lamina images' images",
     "logs": "a container runs in the foreground, and its output is not kept",
     "ls": "'lamina ps -a' lists containers, 'lamina images' images",
+    "rename": "'lamina create --name' and 'lamina fork' name containers, 'lamina tag' images",
+    "search": "the registry's web site lists what there is",
     "stop": "a container runs in the foreground, until its command ends",
+    "system": "'lamina du' shows the disk, 'lamina prune' frees it, 'lamina info' tells the rest",
     "version": "'lamina --version' prints it",
 }
 """Where those who come from Docker or Podman find what they look for."""

@@ -40,6 +40,25 @@ def message(error: BaseException) -> str:
     return f"internal error: {type(error).__name__}: {error} ('lamina --debug' shows where)"
 
 
+_DOCKERS = {
+    "-d": "a container runs in the foreground, 'lamina run ... &' in the background of a shell",
+    "-p": "the command has this machine's network, and listens on its ports",
+    "-m": "limit memory around it, as by systemd-run -p MemoryMax=1G",
+    "--platform": "it belongs to 'lamina pull'",
+    "--privileged": "a container has no more rights than it needs",
+    "--pull": "'lamina pull' fetches an image",
+    "--mount": "-v HOST:CTR shows a file or directory of this machine",
+    "--restart": "a container runs once, in the foreground",
+}
+_DOCKERS |= {
+    "--detach": _DOCKERS["-d"],
+    "--publish": _DOCKERS["-p"],
+    "--memory": _DOCKERS["-m"],
+    "--cpus": "limit it around it, as by systemd-run -p CPUQuota=50%",
+}
+"""What to say of options that Docker's or Podman's run has."""
+
+
 def _is_global(error: click.NoSuchOption) -> bool:
     """Whether it is an option that stands before the verb."""
     top = error.ctx.find_root().command if error.ctx else None
@@ -53,6 +72,10 @@ def _usage(error: click.UsageError) -> str:
     if verb and isinstance(error, click.NoSuchOption) and _is_global(error):
         option = error.option_name
         return f"{verb}: {option} goes before the verb: lamina {option} ... {verb}"
+    if verb in ("run", "create") and isinstance(error, click.NoSuchOption):
+        name = error.option_name
+        if (hint := _DOCKERS.get(name.partition("=")[0])) is not None:
+            return f"{verb}: there is no {name}: {hint}"
     if not text[:2].isupper():
         text = text[:1].lower() + text[1:]
     return f"{verb}: {text} (see '{path} --help')" if verb else f"{text} (see '{path} --help')"

@@ -56,6 +56,8 @@ class Reference(NamedTuple):
         """
         if len(text) > _LONGEST_TEXT:
             raise _invalid(text, "it is too long")
+        if text.startswith("docker://"):
+            raise _invalid(text, "leave out docker://")
         if _ID.fullmatch(text):
             raise _invalid(text, "64 hex digits are an image's id")
         rest, at, digest = text.partition("@")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from lamina.cli import output
@@ -32,4 +34,6 @@ def command(session: Session, repair: bool, contents: bool, form: str) -> int:
     else:
         for problem in problems:
             output.write_line(str(problem))
+        if not problems and sys.stdout.isatty():
+            output.write_line("all is well")
     return 0 if all(problem.repaired for problem in problems) else 1

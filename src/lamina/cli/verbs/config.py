@@ -82,6 +82,8 @@ def command(
             keep_history="history" not in clear,
         )
     print(new.id)
+    if newname is None:
+        session.remark(f"{new.short_id} has no name: give NEWNAME, or 'lamina tag' it")
 
 
 def _changed(run: RunConfig | None, given: dict[str, Any]) -> RunConfig:
@@ -106,9 +108,20 @@ def _changed(run: RunConfig | None, given: dict[str, Any]) -> RunConfig:
     if "volume" in given:
         run.add_volumes(given["volume"])
     if "expose" in given:
-        run.add_ports(given["expose"])
+        run.add_ports(map(_port, given["expose"]))
     changing.apply(run, given.get("changes", ()))
     return run
+
+
+def _port(text: str) -> str:
+    """A port as a configuration has it; a usage error for what is none."""
+    number, slash, protocol = text.partition("/")
+    first, dash, last = number.partition("-")
+    numbers = [first, last] if dash else [first]
+    known = protocol in ("tcp", "udp", "sctp") or not slash
+    if not known or not all(n.isascii() and n.isdigit() and int(n) < 65536 for n in numbers):
+        raise click.UsageError(f"--expose takes PORT[/tcp|udp|sctp], not '{text}'")
+    return text
 
 
 def _written(given: dict[str, Any]) -> str:

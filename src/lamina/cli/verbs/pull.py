@@ -50,7 +50,7 @@ def command(
         image = store.pull(name, platform=platform, keep_blobs=keep_blobs, options=options)
         digest = image.repo_digests[0].rpartition("@")[2]
     if not quiet:
-        newer = image.id not in ids or before not in (None, image)
+        newer = image.id not in ids or before != image
         status = "Downloaded newer image" if newer else "Image is up to date"
         write_line(f"Digest: {digest}")
         write_line(f"Status: {status} for {reference.familiar}")
