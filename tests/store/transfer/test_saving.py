@@ -173,6 +173,20 @@ def test_a_committed_image_goes_out_with_its_parents_blobs(store: Store, tmp_pat
     assert len(layers) == 4
 
 
+def test_an_image_may_be_removed_while_it_is_saved(store: Store, tmp_path: Path) -> None:
+    class Removing(LayoutDirectory):
+        def put_manifest(self, descriptor: Descriptor, data: bytes, name: str | None) -> None:
+            super().put_manifest(descriptor, data, name)
+            store.remove_image("box:1")
+
+    load(store, tmp_path / "in")
+    with closing(Removing.create(tmp_path / "out")) as layout:
+        store.save(["box:1"], layout, format="oci")
+    assert [*store.images, *store.layers, *store.check()] == []
+    with closing(LayoutDirectory(tmp_path / "out")) as layout:
+        store.load(layout)
+
+
 def test_a_layer_that_was_damaged_is_not_saved(store: Store, tmp_path: Path) -> None:
     load(store, tmp_path / "in")
     image = store.image("box:1")

@@ -12,6 +12,8 @@ from lamina.store.database import Transaction
 from lamina.store.transfer.resolving import Part
 from lamina.types import DiffId, Digest
 
+_IF_THERE = "WHERE EXISTS (SELECT 1 FROM images WHERE id = ?)"
+
 
 @dataclass(frozen=True, slots=True)
 class LayerBlob:
@@ -64,8 +66,11 @@ def resolved(tx: Transaction, digest: Digest, platform: str) -> Digest | None:
 
 
 def remember_resolved(tx: Transaction, digest: Digest, platform: str, image: Digest) -> None:
-    """Let :func:`resolved` know."""
-    tx.run("INSERT OR REPLACE INTO resolved VALUES (?, ?, ?)", (digest, platform, image))
+    """Let :func:`resolved` know, unless the image was removed meanwhile."""
+    tx.run(
+        f"INSERT OR REPLACE INTO resolved SELECT ?, ?, ? {_IF_THERE}",
+        (digest, platform, image, image),
+    )
 
 
 def remember_manifest(
@@ -73,8 +78,8 @@ def remember_manifest(
 ) -> None:
     """Keep a manifest of an image as long as the image is there; the newest comes first."""
     tx.run(
-        "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?)",
-        (descriptor.digest, image, descriptor.media_type, document, time.time()),
+        f"INSERT OR REPLACE INTO manifests SELECT ?, ?, ?, ?, ? {_IF_THERE}",
+        (descriptor.digest, image, descriptor.media_type, document, time.time(), image),
     )
 
 
