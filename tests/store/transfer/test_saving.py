@@ -183,8 +183,8 @@ def test_an_image_may_be_removed_while_it_is_saved(store: Store, tmp_path: Path)
     with closing(Removing.create(tmp_path / "out")) as layout:
         store.save(["box:1"], layout, format="oci")
     assert [*store.images, *store.layers, *store.check()] == []
-    with closing(LayoutDirectory(tmp_path / "out")) as layout:
-        store.load(layout)
+    with closing(LayoutDirectory(tmp_path / "out")) as written:
+        store.load(written)
 
 
 def test_a_layer_that_was_damaged_is_not_saved(store: Store, tmp_path: Path) -> None:

@@ -90,8 +90,10 @@ def locked_now(path: str) -> Iterator[bool]:
 
 
 def _release(path: str, lock: int) -> None:
-    os.unlink(path)
-    unlock(lock)
+    try:
+        os.unlink(path)
+    finally:
+        unlock(lock)
 
 
 class Watched(io.RawIOBase):
