@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from lamina.errors import DigestMismatch, InvalidArchive
 from lamina.store import Store
 from tests.oci.images import make
+from tests.registries import Registry
 from tests.servers import Faulty, Handler, relay
 from tests.store.conftest import MakeStore
 from tests.store.transfer.conftest import fetched_whole, options, publish
@@ -104,3 +109,67 @@ def test_a_layer_on_a_bad_one_is_not_called_bad(
     proxy.requests.clear()
     store.pull(name, options=options())
     assert len(proxy.asked("GET .*/blobs/")) == 2  # that layer, and the configuration
+
+
+_WORK = """
+import random, sys, time
+from lamina.errors import ImageInUse, ImageNotFound
+from lamina.oci.registry import Options
+from lamina.store import Store
+
+root, run, driver, name, kind, seed = sys.argv[1:]
+options = Options(hosts_directories=(), certificate_directories=())
+choose, end = random.Random(seed), time.monotonic() + 3
+with Store(root, run=run, driver=driver) as store:
+    while time.monotonic() < end:
+        if kind == "pull":
+            keep = choose.random() < 0.4
+            store.pull(f"{name}:{choose.randrange(3)}", keep_blobs=keep, options=options)
+        elif kind == "prune":
+            store.prune(unused=choose.random() < 0.5)
+        for image in list(store.images) if kind == "remove" else ():
+            try:
+                store.remove_image(image.id, force=True)
+            except (ImageNotFound, ImageInUse):
+                pass
+        time.sleep(choose.random() * 0.05)
+"""
+
+
+def test_images_that_share_layers_come_and_go_at_once(
+    open_store: MakeStore,
+    driver: str,
+    plain_registry: Registry,
+    repository_name: str,
+    tmp_path: Path,
+) -> None:
+    """Processes that pull, remove and prune: none fails, and nothing is left or damaged."""
+    base = [{f"base{number}": os.urandom(3000)} for number in range(3)]
+    for number in range(3):
+        top = {f"top{number}": os.urandom(100_000)}
+        made = make(*base[: number % 2 + 2], top, compression="gzip")
+        publish(plain_registry.host, repository_name, made, str(number))
+    store, name = open_store(), f"{plain_registry.host}/{repository_name}"
+    argv = [
+        sys.executable,
+        "-c",
+        _WORK,
+        str(tmp_path / "root"),
+        str(tmp_path / "run"),
+        driver,
+        name,
+    ]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen([*argv, kind, str(seed)], env=os.environ | {"PYTHONPATH": "src"})
+            )
+            for seed, kind in enumerate(("pull", "pull", "remove", "prune"))
+        ]
+        assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
+    assert store.check(contents=True) == []
+    for image in list(store.images):
+        store.remove_image(image.id, force=True)
+    store.prune(unused=True)
+    left = [*store.layers, *store.root.glob("blobs/*/*"), *store.root.glob("staging/*/*")]
+    assert [*left, *store.check()] == []
