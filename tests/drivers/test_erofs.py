@@ -154,6 +154,26 @@ def test_a_kernel_that_refuses_the_chain_gets_the_layers(
         assert _holds(root, 6)
 
 
+def test_a_full_disk_has_room_for_mounts(tmpfs_small: Path) -> None:
+    need_filesystem("erofs")
+    with _drivers(tmpfs_small) as make:
+        driver = make()
+        top = _fill(driver, 6)
+        box = LayerId("box")
+        driver.create_read_write(box, top)
+        with pytest.raises(OSError), open(tmpfs_small / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        for id in (top, box):
+            with driver.mounted(id) as root:
+                assert (root / "same").read_text() == "5"
+        assert not Path(driver.layout.path(top, "chain")).exists()
+        (tmpfs_small / "filler").unlink()
+        with driver.mounted(box) as root:
+            assert (root / "f0").exists()
+        assert Path(driver.layout.path(top, "chain")).exists()
+
+
 def test_a_mount_stays_when_the_files_lose_their_names(make: Make) -> None:
     driver = make()
     top = _fill(driver, 3)

@@ -120,9 +120,9 @@ class ErofsDriver(OverlayDriver):
                     stack.enter_context(layer.mounted()) if layer.is_complete else directory
                 )
             if tars:
-                staging = stack.enter_context(self.layout.staging.directory())
                 try:
-                    trees.append(stack.enter_context(TarChain(tars).mounted(staging)))
+                    whole = TarChain(tars).mounted(self.layout.staging.directory)
+                    trees.append(stack.enter_context(whole))
                 except _TOO_MUCH as error:
                     log.debug("layers mounted one by one: %s", error)
                     trees += [stack.enter_context(layer.mounted()) for layer in tars]
@@ -158,13 +158,13 @@ class ErofsDriver(OverlayDriver):
         return Path(merged)
 
     def _mount_chain(self, tars: list[TarLayer], target: str) -> bool:
-        """Mount a chain of tars as one; False where that is more than the format or kernel takes.
+        """Mount a chain of tars as one; False where that is more than the format, the kernel or
+        the disk takes.
 
         One layer is never too much.
         """
         try:
-            with self.layout.staging.directory() as staging:
-                fd = TarChain(tars).open_mount(staging)
+            fd = TarChain(tars).open_mount(self.layout.staging.directory)
         except _TOO_MUCH as error:
             if len(tars) == 1:
                 raise

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
-from lamina.errors import LayerBroken
+from lamina.errors import LayerBroken, MountError
 from lamina.kernel import erofs
 
 if TYPE_CHECKING:
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from lamina.archive.tar import Observer
     from lamina.archive.unpack import Unpacked
 
+Staging: TypeAlias = Callable[[], AbstractContextManager[str]]
+"""Gives a directory to make something in, for a block."""
+
 _READ_ONLY = 0o444
 _LARGE = 1 << 20
 """Bytes of a tar that are worth two threads."""
+_NOT_TO_BE_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class TarLayer:
@@ -202,21 +207,23 @@ class Chain:
     def __init__(self, layers: Sequence[TarLayer]) -> None:
         self.layers = layers
 
-    def open_mount(self, staging: str) -> int:
-        """A detached mount; the index is made in the directory ``staging`` if it is not there."""
+    def open_mount(self, staging: Staging) -> int:
+        """A detached mount; the index is made in a directory of ``staging`` if it is not there.
+
+        Raises MountError, also where there is no room for the index; LayerUnsupported, LayerBroken.
+        """
         top = self.layers[0]
         if len(self.layers) == 1:
             return top.open_mount()
         for layer in self.layers:
             sealing.check(layer.path)
         if not os.path.exists(top.chain):
-            self._make(f"{staging}/chain")
-            os.rename(f"{staging}/chain", top.chain)  # another process's has the same bytes
+            self._keep(staging)
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
         return erofs.open_mount(top.chain, devices)
 
     @contextmanager
-    def mounted(self, staging: str) -> Iterator[str]:
+    def mounted(self, staging: Staging) -> Iterator[str]:
         """A path to :meth:`open_mount`, good for this process and this block."""
         with _path_to(self.open_mount(staging)) as path:
             yield path
@@ -233,6 +240,17 @@ class Chain:
         if not filecmp.cmp(f"{staging}/chain", top.chain, shallow=False):
             raise LayerBroken(os.path.basename(top.path), "its merged index is not what it was")
 
+    def _keep(self, staging: Staging) -> None:
+        top = self.layers[0]
+        try:
+            with staging() as directory:
+                self._make(f"{directory}/chain")
+                os.rename(f"{directory}/chain", top.chain)  # another process's has the same bytes
+        except OSError as error:
+            if error.errno not in _NOT_TO_BE_WRITTEN:
+                raise
+            raise MountError(error.errno or 0, "write a merged index", top.chain) from error
+
     def _make(self, staged: str) -> None:
         from lamina.archive.erofs import Image, merge_indexes
 
@@ -245,6 +263,7 @@ class Chain:
         with open(staged, "xb") as file:
             merge_indexes(images, file.fileno(), identity=f"sha256:{identity.hexdigest()}")
             os.fchmod(file.fileno(), _READ_ONLY)
+            os.fsync(file.fileno())  # no layer that is recorded later has it synced
 
 
 @contextmanager
