@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import signal
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +186,47 @@ def test_a_mount_stays_when_the_files_lose_their_names(make: Make) -> None:
                 Path(driver.layout.path(id, name)).unlink(missing_ok=True)
         assert _holds(root, 3)
         assert (root / "f0").read_bytes() == b"x" * 600
+
+
+@pytest.mark.parametrize("has_parent", [True, False])
+def test_a_directory_beside_its_tar_is_not_written(tmpfs_small: Path, has_parent: bool) -> None:
+    need_filesystem("erofs")
+    with _drivers(tmpfs_small) as make:
+        driver, id, parent = make(), LayerId("layer"), None
+        if has_parent:
+            parent = LayerId("directory")
+            driver.create(parent)
+            with driver.mounted(parent) as root:
+                (root / "below").write_text("1")
+        driver.create(id, parent)
+        data = tar({"f": b"1"}) if has_parent else _too_large_an_attribute()
+        driver.apply(id, parent, io.BytesIO(data))
+        assert "UpperDir" in driver.metadata(id), "it is no index"
+        for path in (driver.pin(id), driver.get(id)):
+            assert (path / "f").is_file()
+            with pytest.raises(OSError, match="Read-only"):
+                (path / "f").write_text("2")
+        driver.put(id)
+        driver.unpin(id)
+        assert all("ro" in mount.options for mount in driver.mounts(id))
+        driver.release_mounts(id)
+        with driver.diff(id, parent) as stream:
+            assert stream.read() == data
+        more = tar({"g": b"2"})
+        driver.apply(id, parent, io.BytesIO(more))
+        with driver.mounted(id) as root:
+            (root / "h").write_text("3")
+        with driver.diff(id, parent) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            assert {name.removeprefix("./") for name in archive.getnames()} >= {"f", "g", "h"}
+        assert mounts_below(driver.home) == []
+
+
+def _too_large_an_attribute() -> bytes:
+    out = io.BytesIO()
+    writer = TarWriter(out)
+    writer.add(Entry(b"f", xattrs={"trusted.large": bytes(1 << 16)}), iter([]))
+    writer.close()
+    return out.getvalue()
 
 
 def test_nothing_is_mounted_after_the_last_put(make: Make) -> None:

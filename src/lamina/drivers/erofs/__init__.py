@@ -8,7 +8,8 @@
 
 A layer that was not made of a tar, the top of a container above all, is a directory as with the
 overlay driver (drivers.overlay): ``diff``, ``work``, ``merged``. So is one whose tar says what
-EROFS has no place for, or that stands on a directory; it keeps its tar beside the directory.
+EROFS has no place for, or that stands on a directory; it keeps its tar beside the directory,
+which then is read-only like a tar: what was written into it, the tar would not say.
 
 A chain of tars is mounted as one EROFS, whatever its depth, and overlayfs on top of that for a
 container. EROFS mounts are detached: no path leads to them but that of a descriptor, and they go

@@ -28,7 +28,7 @@ from lamina.drivers.overlaymount import Overlay
 from lamina.errors import DriverUnsupported, LayerNotFound, LayerUnsupported, MountError
 from lamina.kernel import erofs, filesystems
 from lamina.kernel.idmap import IdMap
-from lamina.kernel.mount import move_mount, umount2
+from lamina.kernel.mount import bind, move_mount, umount2
 from lamina.kernel.mountinfo import is_mountpoint
 from lamina.kernel.remove import remove_tree
 from lamina.kernel.rename import exchange
@@ -141,7 +141,7 @@ class ErofsDriver(OverlayDriver):
 
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         layer = self._tar_layer(id)
-        if not layer.is_complete:
+        if not self._is_fixed(layer):
             return super()._mount(id, mount_label)
         merged = self._mountpoint(id)
         if is_mountpoint(merged):
@@ -154,8 +154,16 @@ class ErofsDriver(OverlayDriver):
         if not only_tars or not self._mount_chain(tars, merged):
             whole = Chain((id, *chain.layers), chain.base)
             with self._trees(whole, bottom=not only_tars) as trees:
-                Overlay(trees, label=mount_label).mount(merged)
+                if len(trees) == 1:  # overlayfs wants two
+                    bind(trees[0], merged, read_only=True)
+                else:
+                    Overlay(trees, label=mount_label).mount(merged)
         return Path(merged)
+
+    @staticmethod
+    def _is_fixed(layer: TarLayer) -> bool:
+        """Whether the layer can't be written: it has a tar, which :meth:`diff` gives back."""
+        return layer.is_complete or os.path.exists(layer.tar)
 
     def _mount_chain(self, tars: list[TarLayer], target: str) -> bool:
         """Mount a chain of tars as one; False where that is more than the format, the kernel or
@@ -181,7 +189,7 @@ class ErofsDriver(OverlayDriver):
         chain = self.layout.chain(id)
         if any(self._tar_layer(each).is_complete for each in (id, *chain.layers)):
             return DirectoryDriver.mounts(self, id, readonly=readonly)
-        return super().mounts(id, readonly=readonly)
+        return super().mounts(id, readonly=readonly or self._is_fixed(self._tar_layer(id)))
 
     def release_mounts(self, id: LayerId) -> None:
         """See :meth:`Driver.release_mounts`."""
@@ -316,6 +324,7 @@ class ErofsDriver(OverlayDriver):
             new.move_to(layer)
             os.rmdir(diff)
         else:
+            layer.remove()  # what a crash left of a tar
             os.rename(f"{staged}/diff", diff)
             if os.path.exists(new.tar):
                 os.rename(new.tar, layer.tar)
@@ -330,10 +339,11 @@ class ErofsDriver(OverlayDriver):
             ]
             self._squash(trees, id, both)
         if os.path.isdir(diff):
+            layer.remove()  # its tar, which says another thing than both
             exchange(both, diff)
         else:
             os.rename(both, diff)
-        layer.remove()
+            layer.remove()
 
     def diff(
         self, id: LayerId, parent: LayerId | None = None, *, options: PackOptions | None = None
