@@ -224,6 +224,22 @@ def test_applying_on_top_of_content_merges(driver: Driver) -> None:
         assert sorted(p.name for p in (root / "dir").iterdir()) == ["a", "c"]
 
 
+def test_applying_on_top_of_content_hides_what_the_tar_deletes(driver: Driver) -> None:
+    driver.create(BASE)
+    driver.apply_diff(BASE, None, tar("x/", ("x/y", b"1")))
+    driver.create(TOP, BASE)
+    first = tar(
+        "dir/", ("dir/a", b"1"), ("b", b"1"), "e/", ("e/f", b"1"), ("x/z", b"1"), ("g", b"1")
+    )
+    driver.apply_diff(TOP, BASE, first)
+    link = entry("h", tarfile.LNKTYPE, linkname="g")
+    driver.apply_diff(TOP, BASE, tar(".wh.b", ".wh.dir", "dir/", "e/.wh.f", "x/.wh..wh..opq", link))
+    with driver.mounted(TOP) as root:
+        assert sorted(os.listdir(root)) == ["dir", "e", "g", "h", "x"]
+        assert [os.listdir(root / name) for name in ("dir", "e", "x")] == [[], [], []]
+        assert (root / "h").read_bytes() == b"1"
+
+
 def test_applying_against_another_parent_keeps_what_the_tar_does_not_name(two: Driver) -> None:
     """The naive way: the tree is made what it would be on that parent."""
     other = LayerId("other")

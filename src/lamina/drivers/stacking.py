@@ -49,6 +49,10 @@ class StackingDriver(DirectoryDriver):
         base = [] if chain.base is None else [str(chain.base)]
         return [self.layout.path(id, "diff") for id in chain.layers] + base
 
+    def _lowers_to_fill(self, id: LayerId, chain: Chain) -> list[Path]:
+        own = self.layout.path(id, "diff")
+        return [Path(own)] * bool(os.listdir(own)) + super()._lowers_to_fill(id, chain)
+
     def _unpack(
         self,
         staged: str,

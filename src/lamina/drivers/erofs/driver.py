@@ -232,7 +232,9 @@ class ErofsDriver(OverlayDriver):
         chain = self.layout.chain(id)
         if parent != chain.parent or chain.base is not None:
             return super().apply(id, parent, stream, observer=observer, options=options)
-        with self.stage(stream, lambda: parent, observer=observer, options=options) as staged:
+        with self._there(id):
+            below = id if self._is_filled(self._tar_layer(id)) else parent
+        with self.stage(stream, lambda: below, observer=observer, options=options) as staged:
             self.place(id, parent, staged)
             return staged.unpacked
 
@@ -318,7 +320,7 @@ class ErofsDriver(OverlayDriver):
         """Make what is staged the layer's content: a tar, or a directory and perhaps its tar."""
         new, layer = TarLayer(staged), self._tar_layer(id)
         diff = self.layout.path(id, "diff")
-        if layer.is_complete or os.listdir(diff):
+        if self._is_filled(layer):
             self._settle_both(new, layer, id)
         elif new.is_complete:
             new.move_to(layer)
@@ -328,6 +330,10 @@ class ErofsDriver(OverlayDriver):
             os.rename(f"{staged}/diff", diff)
             if os.path.exists(new.tar):
                 os.rename(new.tar, layer.tar)
+
+    @staticmethod
+    def _is_filled(layer: TarLayer) -> bool:
+        return layer.is_complete or bool(os.listdir(f"{layer.path}/diff"))
 
     def _settle_both(self, new: TarLayer, layer: TarLayer, id: LayerId) -> None:
         """Put what is staged upon what the layer has: a directory comes of it."""
