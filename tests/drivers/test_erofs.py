@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.archive.erofs import beside
 from lamina.archive.erofs import format as f
 from lamina.archive.tar import Entry, TarWriter, Type
 from lamina.drivers.erofs import ErofsDriver, sealing
@@ -229,6 +230,47 @@ def _too_large_an_attribute() -> bytes:
     return out.getvalue()
 
 
+class _Sink:
+    """An observer that keeps every byte."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def raw(self, data: memoryview) -> None:
+        self.data += data
+
+    def begin(self, entry: Entry) -> None:
+        pass
+
+    def payload(self, data: memoryview) -> None:
+        self.data += data
+
+    def end(self) -> None:
+        pass
+
+
+def test_the_tar_is_whole_where_its_middle_has_no_place(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "_CHUNKS_MAX", 2)
+    out = io.BytesIO()
+    writer = TarWriter(out)
+    pieces = ((0, 512), (4096, 512))
+    writer.add(Entry(b"sparse", size=8192, sparse=pieces), iter([b"x" * 1024]))
+    for number in range(200):
+        writer.add(Entry(b"f%d" % number, size=20_000), iter([b"y" * 20_000]))
+    writer.close()
+    id, seen = LayerId("layer"), _Sink()
+    driver.create(id)
+    driver.apply(id, None, io.BytesIO(out.getvalue()), observer=seen)
+    assert "UpperDir" in driver.metadata(id), "it is no index"
+    with driver.mounted(id) as root:
+        assert len(os.listdir(root)) == 201
+    with driver.diff(id) as stream:
+        assert stream.read() == out.getvalue()
+    assert seen.data == out.getvalue()
+
+
 def test_nothing_is_mounted_after_the_last_put(make: Make) -> None:
     one, two = make(), make()
     top = _fill(one, 3)
@@ -395,10 +437,12 @@ def test_an_index_that_changed_on_disk_is_found(driver: ErofsDriver, name: str) 
 
 
 def test_files_are_read_only(driver: ErofsDriver) -> None:
-    top = _fill(driver, 2)
+    below, top = _fill(driver, 2), LayerId("linked")
+    driver.create(top, below)
+    driver.apply(top, below, io.BytesIO(_hard_link(b"second", b"f0")))
     with driver.mounted(top):
         pass
-    for name in ("tar", "index", "chain"):
+    for name in ("tar", "index", "beside", "chain"):
         assert Path(driver.layout.path(top, name)).stat().st_mode & 0o777 == 0o444
 
 

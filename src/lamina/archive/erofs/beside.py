@@ -69,11 +69,12 @@ class Beside:
         return start
 
     def close(self) -> None:
-        """Give the file its length and close it."""
+        """Give the file its length, let nobody write it, and close it."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
                 os.ftruncate(fd, self.blocks << BLOCK_BITS)
+                os.fchmod(fd, 0o444)
             finally:
                 os.close(fd)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
-from lamina.errors import LayerBroken, MountError
+from lamina.errors import LayerBroken, LayerUnsupported, MountError
 from lamina.kernel import erofs
 
 if TYPE_CHECKING:
@@ -135,10 +135,17 @@ class TarLayer:
         builder = IndexBuilder(lowers=below, beside=Path(self.beside))
         try:
             with open(self.tar, "xb", buffering=0) as file:
-                tee = Tee(stream, file.fileno(), also)
-                builder.read(TarReader(tee, observer=observer))
-                tee.finish()
                 os.fchmod(file.fileno(), _READ_ONLY)
+                tee = Tee(stream, file.fileno(), also)
+                reader = TarReader(tee, observer=observer)
+                try:
+                    builder.read(reader)
+                except LayerUnsupported:
+                    for _ in reader:  # it is to be unpacked, all of it
+                        pass
+                    tee.finish()
+                    raise
+                tee.finish()
             with open(self.index, "xb") as index:
                 diff_id = hasher.diff_id
                 built = builder.finish(index.fileno(), identity=diff_id, tar_size=tee.size)
