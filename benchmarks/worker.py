@@ -68,6 +68,8 @@ def _unpack_compressed(
 def _mount(driver: str, home: str, run: str, proof: str, *what: str) -> Callable[[], object]:
     """The same, of a plain tar (PATH) or a compressed one (PATH DIGEST DIFF_ID), till a file of it
     can be read."""
+    import lamina.archive.erofs  # noqa: F401
+
     layer = LayerId("layer")
     unpack = (_unpack if len(what) == 1 else _unpack_compressed)(driver, home, run, *what)
     made = _driver(driver, home, run)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -62,8 +63,7 @@ class Registry:
 
     def requests(self) -> list[str]:
         """What was asked since it started: ``GET /v2/...``, one for each answered request."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [part.split(" HTTP/")[0] for x in lines for part in x.split('"')[1:2] if "/v2/" in x]
+        return re.findall(r'"([A-Z]+ \S*/v2/\S*) HTTP/', self.log.read_text(errors="replace"))
 
 
 class Authority:
