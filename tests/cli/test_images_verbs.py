@@ -633,6 +633,22 @@ class TestConfig:
             assert said.startswith("config: --expose takes PORT[/tcp|udp|sctp], not ")
         cli("config", image, "ports", "--expose", "8000-8010/tcp", "--expose", "53/udp")
 
+    def test_lists_are_narrower_on_a_terminal(self, cli: Cli, box: str) -> None:
+        status, shown = on_a_terminal(cli, "manifest", box)
+        digest, _, _, config, *_ = shown.splitlines()
+        assert status == 0
+        assert len(digest.split()[-1]) == 71, "to be copied"
+        assert len(config.split()[1]) == 12
+        whole = cli("manifest", box)
+        assert on_a_terminal(cli, "manifest", "--no-trunc", box)[1].splitlines() == (
+            whole.splitlines()
+        )
+        cli("create", "--name", "one", box, "a-long-command", "with", "arguments")
+        cli.env["COLUMNS"] = "80"
+        shown = on_a_terminal(cli, "ps", "-a")[1]
+        assert "a-long-..." in shown
+        assert "a-long-command with arguments" in cli("ps", "-a")
+
     def test_check_says_on_a_terminal_that_all_is_well(self, cli: Cli, image: str) -> None:
         assert on_a_terminal(cli, "check") == (0, "all is well\r\n")
         assert cli("check") == ""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Print the exact bytes.")
 @click.option("--config", "of_config", is_flag=True, help="Show the image's configuration.")
 @transfers.platform_option
+@output.no_trunc_option
 @output.format_option
 @transfers.registry_options
 @click.pass_obj
@@ -34,6 +35,7 @@ def command(
     raw: bool,
     of_config: bool,
     platform: str | None,
+    no_trunc: bool,
     form: str,
     insecure: bool,
     creds: str | None,
@@ -42,7 +44,8 @@ def command(
 
     SOURCE is an image in the store; if that has none of this name, or with docker://, one in a
     registry; or oci:DIR[:TAG], oci-archive:FILE[:NAME] or docker-archive:FILE[:NAME]. Of an index
-    the images for all platforms are listed, unless --platform chooses one.
+    the images for all platforms are listed, unless --platform chooses one. On a terminal the list
+    has the first digits of digests.
 
     \b
     Examples:
@@ -62,7 +65,7 @@ def command(
     elif of_config or form == "json":
         output.print_json(json.loads(found.data))
     else:
-        _print(found)
+        _print(found, whole=no_trunc or not sys.stdout.isatty())
 
 
 def _in_store(session: Session, source: str, of_config: bool, wanted: Spec | None) -> Shown | None:
@@ -95,20 +98,23 @@ def _elsewhere(text: str, of_config: bool, wanted: Spec | None, options: Options
         raise
 
 
-def _print(found: Shown) -> None:
+def _print(found: Shown, *, whole: bool) -> None:
     from lamina.oci.manifest import Index, decode_manifest
 
     output.write_line(f"Digest:       {found.descriptor.digest}")
     output.write_line(f"Media type:   {found.descriptor.media_type}")
     document = decode_manifest(found.data, found.descriptor.media_type)
     if isinstance(document, Index):
-        output.print_table(["PLATFORM", "DIGEST", "SIZE"], _entries(document))
+        output.print_table(["PLATFORM", "DIGEST", "SIZE"], _entries(document, whole))
     else:
-        output.print_table(["BLOB", "DIGEST", "SIZE", "MEDIA TYPE"], _blobs(document))
+        output.print_table(["BLOB", "DIGEST", "SIZE", "MEDIA TYPE"], _blobs(document, whole))
 
 
-def _entries(index: Index) -> list[list[str]]:
-    return [[_platform(entry), entry.digest, output.size(entry.size)] for entry in index.manifests]
+def _entries(index: Index, whole: bool) -> list[list[str]]:
+    return [
+        [_platform(entry), output.short(entry.digest, whole=whole), output.size(entry.size)]
+        for entry in index.manifests
+    ]
 
 
 def _platform(entry: Descriptor) -> str:
@@ -119,6 +125,9 @@ def _platform(entry: Descriptor) -> str:
     return "" if entry.platform is None else str(platform.of(entry.platform))
 
 
-def _blobs(manifest: Manifest) -> list[list[str]]:
+def _blobs(manifest: Manifest, whole: bool) -> list[list[str]]:
     named = [("config", manifest.config), *(("layer", layer) for layer in manifest.layers)]
-    return [[kind, d.digest, output.size(d.size), d.media_type] for kind, d in named]
+    return [
+        [kind, output.short(d.digest, whole=whole), output.size(d.size), d.media_type]
+        for kind, d in named
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -91,8 +92,8 @@ def _answers(things: Iterable[_Thing], ask: Callable[[_Thing], _Answer]) -> list
 
 def _row(box: Container, state: str, no_trunc: bool, size: bool) -> list[str]:
     command = shlex.join(box.command)
-    if len(command) > 30 and not no_trunc:
-        command = f"{command[:27]}..."
+    if len(command) > (limit := _command_width()) and not no_trunc:
+        command = f"{command[: limit - 3]}..."
     if state == "exited" and box.exit_code is not None:
         state = f"exited ({box.exit_code})"
     row = [
@@ -104,6 +105,15 @@ def _row(box: Container, state: str, no_trunc: bool, size: bool) -> list[str]:
         box.name,
     ]
     return [*row, output.size(box.size())] if size else row
+
+
+def _command_width() -> int:
+    """Columns for a command: less on a narrow terminal, where the rest takes some 70."""
+    if not sys.stdout.isatty():
+        return 30
+    import shutil
+
+    return max(10, min(30, shutil.get_terminal_size().columns - 70))
 
 
 def _base(box: Container, no_trunc: bool) -> str:
