@@ -434,6 +434,15 @@ def test_an_index_that_changed_on_disk_is_found(driver: ErofsDriver, name: str) 
     what = "its index is not what it was" if name == "index" else "its merged index is not"
     with pytest.raises(LayerBroken, match=what):
         driver.verify(top)
+    if name == "index":
+        with pytest.raises(LayerBroken, match=what):
+            driver.verify(top, repair=True)
+        return
+    assert driver.verify(top, repair=True) == ["its merged index is not what it was"]
+    assert driver.verify(top) == []
+    with driver.mounted(top) as root:
+        assert _holds(root, 2)
+    assert path.exists()
 
 
 def test_files_are_read_only(driver: ErofsDriver) -> None:

@@ -126,6 +126,26 @@ def test_check_finds_an_index_that_changed(tmp_path: Path, root_fs: bytes) -> No
         assert str(problem) == f"layer {layer.id}: its index is not what it was"
 
 
+@pytest.mark.root
+def test_check_repairs_a_merged_index(tmp_path: Path, root_fs: bytes) -> None:
+    need_filesystem("erofs")
+    with Store(tmp_path / "root", run=tmp_path / "run", driver="erofs") as store:
+        image = store.import_tar(io.BytesIO(root_fs), "x")
+        with store.container(image) as box:
+            (box.root / "new").write_text("1")
+            top = box.commit("y").layers[-1]
+        with store.driver.mounted(top.id):
+            pass
+        chain = Path(store.driver.metadata(top.id)["Index"]).with_name("chain")
+        os.truncate(chain, chain.stat().st_size // 2)
+        for repair in (False, True):
+            (problem,) = store.check(contents=True, repair=repair)
+            assert (problem.id, problem.repaired) == (top.id, repair)
+        assert store.check(contents=True) == []
+        with store.driver.mounted(top.id) as root:
+            assert (root / "new").read_text() == "1"
+
+
 def _fill(store: Store, count: int) -> None:
     """Rows of layers and images, as of a store that has much."""
     store.close()

@@ -283,13 +283,17 @@ class Driver(ABC):
             LayerNotFound: no such layer.
         """
 
-    def verify(self, id: LayerId) -> None:  # noqa: B027 - most have nothing that diff leaves out
+    def verify(self, id: LayerId, *, repair: bool = False) -> list[str]:
         """Compare with what was recorded whatever of a layer :meth:`diff` does not read.
+
+        With ``repair``, what is wrong and can be made again from the rest is deleted, and what
+        that was is returned.
 
         Raises:
             LayerBroken: it is not what it was.
             LayerNotFound: no such layer.
         """
+        return []  # most have nothing that diff leaves out
 
     def elsewhere(self, id: LayerId) -> Path | None:
         """Where someone else keeps the layer's own files; None if they are in the home."""

@@ -42,7 +42,7 @@ def check(
     problems += _check_layers(core)
     problems += _check_images(core)
     if contents:
-        problems += _check_contents(core, progress)
+        problems += _check_contents(core, repair, progress)
     problems += _check_orphans(core, repair)
     return problems
 
@@ -100,14 +100,17 @@ def _check_images(core: Core) -> Iterator[Problem]:
             yield Problem("image", id, "its layers are not those that its configuration names")
 
 
-def _check_contents(core: Core, progress: ProgressCallback | None) -> Iterator[Problem]:
+def _check_contents(
+    core: Core, repair: bool, progress: ProgressCallback | None
+) -> Iterator[Problem]:
     """Put every layer's tar together again and compare its digest: reads all files."""
     layers = Layers(core)
     every = [layer for layer in layers if layer.kind == "image"]
     total, done = sum(layer.tar_size or 0 for layer in every), 0
     for layer in every:
         try:
-            core.driver_named(layer.driver).verify(layer.id)
+            for what in core.driver_named(layer.driver).verify(layer.id, repair=repair):
+                yield Problem("layer", layer.id, what, repaired=True)
             _read(layers, layer)
         except (LaminaError, OSError) as error:
             yield Problem("layer", layer.id, _what(error))

@@ -528,8 +528,9 @@ class Store:
     ) -> list[Problem]:
         """Compare what the store says with what lies on disk; returns what is wrong.
 
-        ``repair`` removes what belongs to nothing. ``contents`` also reads all files of all
-        layers, and verifies that each gives back the tar that it was made of.
+        ``repair`` removes what belongs to nothing, and what is wrong and made again when needed.
+        ``contents`` also reads all files of all layers, and verifies that each gives back the tar
+        that it was made of.
         """
         from lamina.store import checking
 

@@ -11,7 +11,7 @@ from lamina.cli.session import Session
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Remove what belongs to nothing.")
+@click.option("--repair", is_flag=True, help="Remove what belongs to nothing, or is made again.")
 @click.option("--contents", is_flag=True, help="Also read and verify all files of all layers.")
 @output.format_option
 @click.pass_obj

@@ -197,17 +197,16 @@ class ErofsDriver(OverlayDriver):
 
     # -- what is known ------------------------------------------------------------------
 
-    def verify(self, id: LayerId) -> None:
+    def verify(self, id: LayerId, *, repair: bool = False) -> list[str]:
         """See :meth:`Driver.verify`: the indexes, and fs-verity where there is any."""
         layer = self._tar_layer(id)
         if not layer.is_complete:
-            return
+            return []
         with self._there(id), self.layout.staging.directory() as staging:
             layer.verify()
             chain = self.layout.chain(id)
             tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
-            if len(tars) > 1:
-                TarChain(tars).verify(staging)
+            return TarChain(tars).verify(staging, repair=repair) if len(tars) > 1 else []
 
     def metadata(self, id: LayerId) -> dict[str, str]:
         """See :meth:`Driver.metadata`."""

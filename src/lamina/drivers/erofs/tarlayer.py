@@ -235,17 +235,23 @@ class Chain:
         with _path_to(self.open_mount(staging)) as path:
             yield path
 
-    def verify(self, staging: str) -> None:
+    def verify(self, staging: str, *, repair: bool) -> list[str]:
         """Compare the merged index, if there is one, with one made anew.
 
+        With ``repair`` a wrong one is deleted, to be made again, and that is said.
         Raises LayerBroken, InvalidArchive, OSError.
         """
         top = self.layers[0]
         if not os.path.exists(top.chain):
-            return
+            return []
         self._make(f"{staging}/chain")
-        if not filecmp.cmp(f"{staging}/chain", top.chain, shallow=False):
-            raise LayerBroken(os.path.basename(top.path), "its merged index is not what it was")
+        if filecmp.cmp(f"{staging}/chain", top.chain, shallow=False):
+            return []
+        what = "its merged index is not what it was"
+        if not repair:
+            raise LayerBroken(os.path.basename(top.path), what)
+        os.unlink(top.chain)  # what is mounted keeps it
+        return [what]
 
     def _keep(self, staging: Staging) -> None:
         top = self.layers[0]
