@@ -215,6 +215,15 @@ def test_size_counts_bytes_of_files_once(driver: Driver) -> None:
     assert driver.diff_size(BASE, None) == 1024
 
 
+def test_a_link_to_a_lower_symlink_that_is_replaced_has_no_size(driver: Driver) -> None:
+    driver.create(BASE)
+    driver.apply_diff(BASE, None, tar(entry("link", tarfile.SYMTYPE, linkname="to")))
+    driver.create(TOP, BASE)
+    link = entry("d", tarfile.LNKTYPE, linkname="link")
+    other = entry("d", tarfile.SYMTYPE, linkname="x")
+    assert driver.apply_diff(TOP, BASE, tar(link, other, ".wh.link")) == 0
+
+
 def test_applying_on_top_of_content_merges(driver: Driver) -> None:
     driver.create(BASE)
     driver.apply_diff(BASE, None, tar("dir/", ("dir/a", b"1"), ("b", b"1")))

@@ -383,8 +383,8 @@ class Layer:
             if name.startswith(_LINK_SOURCE):
                 path = AUFS_LINKS + b"/" + name.removeprefix(_LINK_SOURCE)
                 self._gone(path, self.aside.directory.fd, status, name)
-            elif status.st_nlink == 1:  # a copy whose links are all gone again
-                self.size -= status.st_size
+            elif status.st_nlink == 1 and stat.S_ISREG(status.st_mode):
+                self.size -= status.st_size  # a copy whose links are all gone again
         self.aside.close()
 
     def _live(self, parent: Directory, base: bytes) -> os.stat_result | None:
