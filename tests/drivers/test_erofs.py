@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -461,6 +462,25 @@ def test_files_have_fs_verity_where_the_file_system_has_it(
     top = _fill(driver, 1)
     record = Path(driver.layout.path(top, "verity"))
     assert record.exists() == verity.supported(tmp_path)
+
+
+def test_a_child_that_has_the_files_open_for_a_moment_is_waited_for(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a child has them that another thread forked; if need be on a pretended fs-verity."""
+    answers = [errno.ETXTBSY, errno.ETXTBSY, 0, 0]
+
+    def enable(fd: int) -> bool:
+        if number := answers.pop(0):
+            raise OSError(number, os.strerror(number))
+        return True
+
+    monkeypatch.setattr(verity, "enable", enable)
+    monkeypatch.setattr(verity, "measure", lambda fd: "sha256:" + "1" * 64)
+    top = _fill(driver, 1)
+    assert answers == []
+    with driver.mounted(top) as root:
+        assert _holds(root, 1)
 
 
 def test_a_file_with_another_digest_is_not_mounted(

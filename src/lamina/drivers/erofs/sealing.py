@@ -9,9 +9,11 @@ another is found before anything of it shows.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import time
 
 from lamina.errors import LayerBroken
 from lamina.kernel import verity
@@ -21,6 +23,8 @@ log = Log(__name__)
 
 _RECORD = "verity"
 _FILES = ("tar", "index", "beside")
+_BUSY_RETRIES = 20
+_BUSY_PAUSE = 0.05  # seconds
 
 
 def digests(path: str) -> dict[str, str]:
@@ -44,7 +48,7 @@ def seal(path: str) -> bool:
         except FileNotFoundError:
             continue
         try:
-            if not verity.enable(fd):
+            if not _enable(fd):
                 return False
             recorded[name] = verity.measure(fd)
         finally:
@@ -52,6 +56,19 @@ def seal(path: str) -> bool:
     with open(f"{path}/{_RECORD}", "w") as file:
         json.dump(recorded, file)
     return True
+
+
+def _enable(fd: int) -> bool:
+    """:func:`verity.enable`; ETXTBSY may pass: a child that another thread forked has the file open
+    for writing, as all our files, until it execs."""
+    for _ in range(_BUSY_RETRIES):
+        try:
+            return verity.enable(fd)
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+            time.sleep(_BUSY_PAUSE)
+    return verity.enable(fd)
 
 
 def check(path: str) -> None:
