@@ -301,7 +301,7 @@ def test_a_signal_that_the_command_does_not_expect_ends_it(
     """Though the kernel does not send such signals to a pid 1."""
     process = caller("echo ready; exec sleep 101")
     process.send_signal(number)
-    assert process.wait(10) == 128 + number
+    assert process.wait(60) == 128 + number
     assert processes_of("sleep 101") == []
 
 

@@ -41,6 +41,10 @@ def containerd() -> Iterator[daemons.Containerd]:
         yield found
 
 
+KEPT = {"containerd.io/gc.root": "now"}
+"""What keeps content that no image names from containerd's garbage collection."""
+
+
 @dataclass
 class Differ:
     """Our differ, and the containerd that it reads from and writes to."""
@@ -55,6 +59,7 @@ class Differ:
             "ctr", "--address", self.containerd.socket, "content", "ingest",
             "--expected-digest", digest, f"ref-{digest}", input=data,
         )  # fmt: skip
+        self.containerd("content", "label", digest, *(f"{k}={v}" for k, v in KEPT.items()))
         return descriptor_pb2.Descriptor(media_type=LAYER, digest=digest, size=len(data))
 
     def get(self, digest: str) -> bytes:
@@ -66,6 +71,7 @@ class Differ:
         return self._call("Apply", request, diff_pb2.ApplyResponse).applied
 
     def diff(self, left: list[Mount], right: list[Mount], **more: Any) -> Any:
+        more["labels"] = KEPT | more.get("labels", {})
         request = diff_pb2.DiffRequest(left=messages(left), right=messages(right), **more)
         return self._call("Diff", request, diff_pb2.DiffResponse).diff
 
