@@ -35,7 +35,7 @@ def find(cache: Path) -> Mkfs | None:
     if not root.exists():
         part = root.with_name(f"{root.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        sources = f"deb http://deb.debian.org/debian {_SUITE} main\n"
+        sources = f"deb {_archive()} {_SUITE} main\n"
         command = ["mmdebstrap", "--quiet", "--variant=extract", "--include=erofs-utils", _SUITE]
         try:
             subprocess.run(
@@ -46,3 +46,10 @@ def find(cache: Path) -> Mkfs | None:
             return None
         part.rename(root)
     return Mkfs(root)
+
+
+def _archive() -> str:
+    """Where this machine has its Debian packages from."""
+    uris = output("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
+    found = [uri for uri in sorted(set(uris.split())) if "security" not in uri]
+    return found[0] if found else ""
