@@ -47,6 +47,17 @@ def commit(layout: Layout, id: LayerId, chain: Chain = Chain()) -> None:  # noqa
         layout.commit(staged, id, chain)
 
 
+@pytest.mark.root
+def test_a_group_may_pass_through_to_the_layers(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "home", 4711)
+    commit(layout, A)
+    for path in (layout.home, layout.home / "layers", layout.path(A).rstrip("/")):
+        status = os.stat(path)
+        assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o710, 0, 4711)
+    assert (layout.home / "staging").stat().st_mode & 0o777 == 0o700
+    layout.staging.close()
+
+
 def test_a_second_layer_of_one_id_is_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "home")
     commit(layout, A)

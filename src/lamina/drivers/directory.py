@@ -68,7 +68,8 @@ class DirectoryDriver(Driver):
         self.references = References(run)
 
     def _make_layout(self) -> AnyLayout:
-        return Layout(self.home)
+        mapped = self.idmap and os.geteuid() == 0
+        return Layout(self.home, self.idmap.root[1] if mapped else None)
 
     def close(self) -> None:
         """See :meth:`Driver.close`."""

@@ -13,6 +13,10 @@ So ``layers`` holds whole layers only, and what a crash leaves is in ``staging``
 
 A name in ``children`` may be left by a crash; it counts only while that child names the
 layer as its parent.
+
+Directories are for root alone. Where owners are mapped the group of root inside may pass through
+``home``, ``layers`` and ``ID`` on the way to a tree, as a runtime does that makes its mounts from
+within the user namespace; it sees no names there.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from lamina.drivers.base import check_id
 from lamina.drivers.staging import Staging
 from lamina.errors import LayerBroken, LayerExists, LayerInUse, LayerNotFound
 from lamina.types import LayerId
+
+_PASSABLE = 0o710
 
 
 class Chain(NamedTuple):
@@ -89,14 +95,26 @@ class AnyLayout(Protocol):
 
 
 class Layout:
-    """Finds, makes and removes layer directories below ``home``."""
+    """Finds, makes and removes layer directories below ``home``.
 
-    def __init__(self, home: Path) -> None:
+    ``group`` is the id of a group whose members may pass through them.
+    """
+
+    def __init__(self, home: Path, group: int | None = None) -> None:
         self.home = home
+        self._group = group
         self._layers = f"{home}/layers"
         os.makedirs(home, mode=0o700, exist_ok=True)
         os.makedirs(self._layers, mode=0o700, exist_ok=True)
+        self._let_pass(os.fspath(home), self._layers)
         self.staging = Staging(f"{home}/staging")
+
+    def _let_pass(self, *paths: str) -> None:
+        if self._group is None:
+            return
+        for path in paths:
+            os.chown(path, -1, self._group)
+            os.chmod(path, _PASSABLE)
 
     # -- looking ------------------------------------------------------------------------
 
@@ -176,6 +194,7 @@ class Layout:
         if chain:
             with open(f"{staged}/parents", "wb") as file:
                 file.write(chain.encode())
+        self._let_pass(staged)
         if chain.layers:
             self._announce(id, chain.layers[0])
         try:
