@@ -13,6 +13,7 @@ import pytest
 from lamina.drivers import Driver, driver_class
 from lamina.drivers.registry import names
 from lamina.errors import DriverUnsupported
+from lamina.kernel.idmap import IdMap
 from tests import support
 
 
@@ -46,6 +47,13 @@ class Factory:
     def beside(self) -> Factory:
         """A factory of the same driver over another home."""
         return Factory(self.name, self.home.with_name("beside"), self.run / "beside", self.made)
+
+    def mapped(self, idmap: IdMap) -> Driver:
+        """A driver over a home of its own, whose owners are mapped."""
+        home = self.home.with_name("mapped")
+        driver = driver_class(self.name)(home, self.run / "mapped", idmap=idmap)
+        self.made.append(driver)
+        return driver
 
     def close(self) -> None:
         """Unmount everything."""

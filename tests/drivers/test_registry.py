@@ -55,6 +55,6 @@ def test_a_driver_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_no_driver_at_all_gives_every_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_reason", lambda name, root: f"{name} is out")
+    monkeypatch.setattr(registry, "_reason", lambda name, *_: f"{name} is out")
     with pytest.raises(DriverUnsupported, match=r"overlay is out; .*; vfs: vfs is out"):
         choose(tmp_path)

@@ -14,7 +14,7 @@ from lamina.archive.erofs import build_index, open_image
 from lamina.errors import MountError
 from lamina.kernel import erofs, loop, mount, mountinfo
 from lamina.kernel.idmap import IdMap, IdRange
-from lamina.kernel.userns import open_user_namespace
+from lamina.kernel.userns import idmap_mount, open_user_namespace
 from tests import leaks
 from tests.archive.tars import archive, directory, file
 from tests.support import need, need_filesystem
@@ -46,6 +46,15 @@ def _mounted(layer: Path, **options: object) -> Iterator[Path]:
         yield target
     finally:
         mount.unmount(target)
+
+
+@contextmanager
+def _detached(layer: Path) -> Iterator[int]:
+    fd = erofs.open_mount(layer / "index", [layer / "tar"])
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _loops(place: Path) -> set[str]:
@@ -122,9 +131,12 @@ def test_owners_are_mapped_by_the_mount(layer: Path) -> None:
     ranges = (IdRange(0, 100_000, 1000),)
     fd = open_user_namespace(IdMap(ranges, ranges))
     try:
-        with _mounted(layer, idmap_fd=fd) as root:
-            status = (root / "f").stat()
+        with _detached(layer) as mounted:
+            idmap_mount(mounted, fd)
+            status = os.stat(f"/proc/self/fd/{mounted}/f")
             assert (status.st_uid, status.st_gid) == (100_005, 100_007)
+            with pytest.raises(PermissionError):  # it has one
+                idmap_mount(mounted, fd)
     finally:
         os.close(fd)
 

@@ -209,8 +209,8 @@ class Driver(ABC):
 
     @classmethod
     @abstractmethod
-    def probe(cls, home: Path) -> None:
-        """Say whether the driver can work with its layers in ``home``.
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
+        """Say whether the driver can work with its layers in ``home``, and with these owners.
 
         ``home`` need not exist: then its nearest existing parent is asked. Leaves nothing.
 
@@ -403,6 +403,7 @@ class Driver(ABC):
 
         Raises:
             LayerNotFound: either is missing.
+            UnmappedId: an owner on disk has no place in the driver's id map; while it is read too.
         """
 
     @abstractmethod
@@ -424,6 +425,7 @@ class Driver(ABC):
             LayerNotFound: no such layer.
             LayerInUse: it is mounted or has children.
             InvalidArchive: the tar is damaged or hostile; the layer is as it was.
+            UnmappedId: an owner in it has no place in the driver's id map; the layer is as it was.
             OSError: ENOSPC and the like; the layer is as it was.
         """
 

@@ -126,13 +126,14 @@ class Homes:
 
         Raises:
             InvalidName: ``home`` is not an absolute path, or there is no such driver.
-            DriverUnsupported, OptionUnsupported: as the driver's constructor.
+            DriverUnsupported: the driver can't work there, or not with these owners.
+            OptionUnsupported: as the driver's constructor.
             StoreError: the directory holds layers of another driver, or something else.
         """
         if not home.is_absolute():
             raise InvalidName(f"a home is an absolute path, not '{printable(home)}'")
         home = Path(os.path.realpath(home))
-        name = self._driver_for(home, driver)
+        name = self._driver_for(home, driver, idmap)
         options = {**(self._options if name == self._driver else NO_OPTIONS), **options}
         uids, gids = ([(r.container, r.host, r.size) for r in ranges] for ranges in idmap)
         record = Home(str(home), name, options, tuple(uids), tuple(gids))
@@ -145,15 +146,19 @@ class Homes:
             self._drivers[record.home] = made  # whoever is still at it goes on with the former
         return made
 
-    def _driver_for(self, home: Path, wanted: str | None) -> str:
+    def _driver_for(self, home: Path, wanted: str | None, idmap: IdMap) -> str:
         begun = _mark(home)
         wanted = wanted or self._driver
         if begun is not None:
             if wanted not in (None, begun):
                 where = printable(home)
                 raise StoreError(f"{where} holds layers of driver {begun}, not {wanted}")
-            return begun
-        return wanted or choose_for(home)
+            wanted = begun
+        if wanted is None:
+            return choose_for(home, idmap)
+        if idmap:
+            driver_class(wanted).probe(home, idmap=idmap)  # rather than at the first mount
+        return wanted
 
     def _make(self, record: Home) -> Driver:
         digest = hashlib.sha256(os.fsencode(record.home)).hexdigest()[:16]

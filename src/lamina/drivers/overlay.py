@@ -53,7 +53,7 @@ class OverlayDriver(StackingDriver):
         self.userxattr = namespaces.in_user_namespace()
 
     @classmethod
-    def probe(cls, home: Path) -> None:
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
         """See :meth:`Driver.probe`. Mounts an overlay on ``home``'s file system for a moment."""
         if not filesystems.supported("overlay"):
             raise DriverUnsupported(cls.name, "the kernel has no overlayfs")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lamina.drivers.base import Driver
 from lamina.errors import DriverUnsupported, InvalidName, printable
+from lamina.kernel.idmap import IdMap
 
 _KNOWN: dict[str, str] = {
     "erofs": "lamina.drivers.erofs:ErofsDriver",
@@ -76,31 +77,31 @@ def choose(root: Path) -> str:
     for name in _KNOWN:
         if (root / name / "layers").is_dir():
             return name
-    return _best({name: root / name for name in _KNOWN})
+    return _best({name: root / name for name in _KNOWN}, IdMap())
 
 
-def choose_for(home: Path) -> str:
-    """The best driver that can keep its layers in ``home`` itself.
+def choose_for(home: Path, idmap: IdMap = IdMap()) -> str:
+    """The best driver that can keep its layers in ``home`` itself, with owners of ``idmap``.
 
     Raises:
         DriverUnsupported: none can.
     """
-    return _best(dict.fromkeys(_KNOWN, home))
+    return _best(dict.fromkeys(_KNOWN, home), idmap)
 
 
-def _best(homes: dict[str, Path]) -> str:
+def _best(homes: dict[str, Path], idmap: IdMap) -> str:
     reasons = []
     for name, home in homes.items():
-        reason = _reason(name, home)
+        reason = _reason(name, home, idmap)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
     raise DriverUnsupported("auto", "; ".join(reasons))
 
 
-def _reason(name: str, home: Path) -> str | None:
+def _reason(name: str, home: Path, idmap: IdMap = IdMap()) -> str | None:
     try:
-        driver_class(name).probe(home)
+        driver_class(name).probe(home, idmap=idmap)
     except DriverUnsupported as error:
         return error.reason
     return None

@@ -17,6 +17,7 @@ from lamina.drivers.base import Mount, bind_mount
 from lamina.drivers.directory import DirectoryDriver
 from lamina.drivers.layout import Chain
 from lamina.kernel import filesystems
+from lamina.kernel.idmap import IdMap
 from lamina.kernel.rename import exchange
 from lamina.types import LayerId
 
@@ -37,7 +38,7 @@ class VfsDriver(DirectoryDriver):
     layer_options = frozenset({"base"})
 
     @classmethod
-    def probe(cls, home: Path) -> None:
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
         """See :meth:`Driver.probe`: a directory is all it takes."""
 
     def _furnish(self, staged: str, chain: Chain, options: Mapping[str, str]) -> None:

@@ -15,10 +15,8 @@ from lamina.errors import MountError
 from lamina.kernel import loop
 from lamina.kernel._syscall import AnyPath
 from lamina.kernel.mount import (
-    MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_RDONLY,
     FsContext,
-    mount_setattr,
     move_mount,
 )
 
@@ -44,34 +42,25 @@ def open_mount(
     *,
     attr: int = MOUNT_ATTR_RDONLY,
     use_loop: bool | None = None,
-    idmap_fd: int = -1,
 ) -> int:
     """A detached mount of ``index`` with its ``devices``, in the order of its device table.
 
     For :func:`lamina.kernel.mount.move_mount`; gone when the descriptor is closed without one.
-    ``attr`` is MOUNT_ATTR_*; ``idmap_fd`` a user namespace for an idmapped mount (Linux 5.19 for
-    EROFS). ``use_loop`` None: plain files, and loop devices where the kernel won't. Needs the new
-    mount API, which every kernel has that reads such an index. Raises MountError, OSError.
+    ``attr`` is MOUNT_ATTR_*. ``use_loop`` None: plain files, and loop devices where the kernel
+    won't. Needs the new mount API, which every kernel has that reads such an index. Raises
+    MountError, OSError.
     """
-    if use_loop is None:
-        try:
-            fd = _open_mount(index, devices, attr)
-        except MountError as error:
-            if error.errno not in _WANTS_LOOP:
-                raise
-            try:
-                fd = _open_by_loops(index, devices, attr)
-            except FileNotFoundError:  # no loop devices here: the first reason counts
-                raise error from None
-    else:
-        fd = (_open_by_loops if use_loop else _open_mount)(index, devices, attr)
-    if idmap_fd >= 0:
-        try:
-            mount_setattr(fd, attr_set=MOUNT_ATTR_IDMAP, userns_fd=idmap_fd)
-        except BaseException:
-            os.close(fd)
+    if use_loop is not None:
+        return (_open_by_loops if use_loop else _open_mount)(index, devices, attr)
+    try:
+        return _open_mount(index, devices, attr)
+    except MountError as error:
+        if error.errno not in _WANTS_LOOP:
             raise
-    return fd
+        try:
+            return _open_by_loops(index, devices, attr)
+        except FileNotFoundError:  # no loop devices here: the first reason counts
+            raise error from None
 
 
 def mount_erofs(
@@ -81,10 +70,9 @@ def mount_erofs(
     *,
     attr: int = MOUNT_ATTR_RDONLY,
     use_loop: bool | None = None,
-    idmap_fd: int = -1,
 ) -> None:
     """:func:`open_mount`, attached at ``target`` (a path or a directory's fd)."""
-    fd = open_mount(index, devices, attr=attr, use_loop=use_loop, idmap_fd=idmap_fd)
+    fd = open_mount(index, devices, attr=attr, use_loop=use_loop)
     try:
         move_mount(fd, target)
     except OSError as error:

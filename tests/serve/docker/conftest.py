@@ -15,6 +15,7 @@ from lamina.drivers import Driver, driver_class
 from lamina.drivers.homes import Homes
 from lamina.drivers.registry import names
 from lamina.errors import DriverUnsupported
+from lamina.kernel.idmap import IdMap
 from tests import support
 from tests.conformance.conftest import limits, write
 from tests.serve.docker.plugin import Client, Plugin, running
@@ -75,6 +76,9 @@ class Factory:
 
     def beside(self) -> Factory:
         pytest.skip("one home at a time is asked for new layers")
+
+    def mapped(self, idmap: IdMap) -> Driver:
+        return Remote(self.client, self.name, self.home.with_name("mapped"), self.run, idmap)
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from lamina.errors import (
     LayerNotFound,
     MountError,
     OptionUnsupported,
+    UnmappedId,
 )
+from lamina.kernel.idmap import IdMap
 from lamina.types import LayerId
 from tests.serve.docker.plugin import Answer, Client, Refused
 
@@ -39,16 +41,23 @@ _BLOCK = 32 << 10  # bytes: Go's io.Copy
 class Remote(Driver):
     """The contract by HTTP calls. What the protocol can't say skips the test."""
 
-    def __init__(self, client: Client, name: str, home: Path, run: Path) -> None:
-        super().__init__(home, run)
+    def __init__(
+        self, client: Client, name: str, home: Path, run: Path, idmap: IdMap = IdMap()
+    ) -> None:
+        super().__init__(home, run, idmap=idmap)
         self.name = name  # type: ignore[misc]
         self.layer_options = driver_class(name).layer_options
         self._client = client
         self._named: set[str] = set()
-        self("GraphDriver.Init", Home=str(home), Opts=[f"lamina.driver={name}"])
+        uids, gids = (
+            [{"container_id": r.container, "host_id": r.host, "size": r.size} for r in ranges]
+            for ranges in idmap
+        )
+        options = [f"lamina.driver={name}"]
+        self("GraphDriver.Init", Home=str(home), Opts=options, UIDMaps=uids, GIDMaps=gids)
 
     @classmethod
-    def probe(cls, home: Path) -> None:
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
         raise AssertionError("asked of the driver itself")
 
     def __call__(self, method: str, **fields: Any) -> Answer:
@@ -206,6 +215,8 @@ class _Errors:
             raise InvalidArchive(archive["why"], name) from error
         if "storage option" in text or text.startswith("size: "):
             raise OptionUnsupported(text) from error
+        if "in this id map" in text:
+            raise UnmappedId(text) from error
         if "too many lower directories" in text:
             raise MountError(0, text, self._id) from error
         if error.status == 400:

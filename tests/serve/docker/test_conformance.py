@@ -8,6 +8,7 @@ from tests.conformance.test_chains import *  # noqa: F403
 from tests.conformance.test_diff import *  # noqa: F403
 from tests.conformance.test_life import *  # noqa: F403
 from tests.conformance.test_mounts import *  # noqa: F403
+from tests.conformance.test_owners import *  # noqa: F403
 from tests.conformance.test_whiteouts import *  # noqa: F403
 
 pytestmark = pytest.mark.allow_log("call failed")
@@ -24,6 +25,7 @@ BEYOND = {
     "test_a_forked_child_does_not_own_its_parents_references": _PROCESSES,
     "test_a_pin_outlives_the_process_that_took_it": _PROCESSES,
     "test_256_ids_at_once_from_several_processes": _PROCESSES,
+    "test_an_owner_that_has_no_place_inside_is_not_packed": "a stream's end is all that is told",
     "test_cleanup_unmounts_what_nobody_refers_to": _PROCESSES,
     "test_cleanup_gives_pins_back_when_it_is_to": "Cleanup always does",
     "test_a_removal_can_do_away_with_pins": "Remove always does",

@@ -32,13 +32,15 @@ _SHARED_ID = Struct("<I")
 class Reading:
     """The attributes of an archive's entries, as files on disk have them."""
 
-    def __init__(self, warn: Warn) -> None:
+    def __init__(self, warn: Warn, owners: Owners | None = None) -> None:
         self._attributes = Attributes(Owners(IdMap()), warn, OVERLAY)
+        self._mapped = None if owners is None else Attributes(owners, _say_nothing, OVERLAY)
 
     def of(self, entry: Entry, mode: int) -> tuple[int, dict[str, bytes]]:
         """The mode and the attributes of the file of ``mode``, an st_mode, that an entry makes.
 
-        Raises InvalidArchive for values that no file takes.
+        Raises InvalidArchive for values that no file takes, and UnmappedId for those with an id
+        that the owners' map has no place for.
         """
         found: Mapping[str, bytes] = entry.xattrs
         for record, name in acl.RECORDS.items():
@@ -50,7 +52,10 @@ class Reading:
                     raise InvalidArchive(f"{record}: {error}", entry.name) from error
         if not found:
             return mode, {}
-        return self._settle(mode, self._attributes.wanted(found, entry.name), entry.name)
+        wanted = self._attributes.wanted(found, entry.name)
+        if self._mapped is not None:
+            self._mapped.wanted(found, entry.name)  # by the mount: here it is only asked for
+        return self._settle(mode, wanted, entry.name)
 
     def warn_once(self, kind: str, message: str, entry: bytes) -> None:
         """As :meth:`lamina.archive.attributes.Attributes.warn_once`."""
@@ -84,6 +89,10 @@ class Reading:
                 raise InvalidArchive(f"attribute {name} is malformed: no name", entry)
             settled[name] = value
         return mode, settled
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _not_here(mode: int, name: str, value: bytes) -> str | None:

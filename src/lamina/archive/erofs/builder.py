@@ -13,8 +13,9 @@ What the index refers to
     layers' files that a hard link of this layer goes to.
 
 What is in the tree
-    The same as :func:`lamina.archive.unpack.unpack` makes with ``fmt=OVERLAY`` as root, in a store
-    without an id map. What that gives the present time (directories that are only implied) has 0.
+    The same as :func:`lamina.archive.unpack.unpack` makes with ``fmt=OVERLAY`` as root; but owners
+    are those in the tar, whatever the id map: that is for the mount (MOUNT_ATTR_IDMAP). What
+    unpacking gives the present time (directories that are only implied) has 0.
     ``LayerUnsupported`` is raised for the few things that EROFS has no place for: an attribute of
     exactly 64 KiB, some attributes of several hundred KiB together, data of more than 2 TiB.
 """
@@ -37,11 +38,12 @@ from lamina.archive.erofs.settling import copy_up, settle
 from lamina.archive.erofs.tree import LowerFile, Tree
 from lamina.archive.erofs.writer import Device, write_index
 from lamina.archive.layer import AUFS_LINKS
-from lamina.archive.owners import Warn
+from lamina.archive.owners import Owners, Warn
 from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, NoWay, clean, split
 from lamina.archive.tar import Entry, TarReader, Type
 from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Mark, parse
-from lamina.errors import InvalidArchive, printable
+from lamina.errors import InvalidArchive, UnmappedId, printable
+from lamina.kernel.idmap import IdMap
 from lamina.log import Log
 
 log = Log(__name__)
@@ -76,7 +78,8 @@ class IndexBuilder:
 
     ``lowers`` are the layers below (None: not known, so that every whiteout is written); a function
     is asked for them at the end only. ``beside`` is where the file beside goes, if one is needed;
-    without it contents that need one are LayerUnsupported. About 500 bytes of memory an entry.
+    without it contents that need one are LayerUnsupported. ``idmap`` is what mounts of the index
+    are to have: an owner that it has no place for is refused. About 500 bytes of memory an entry.
     """
 
     def __init__(
@@ -84,13 +87,15 @@ class IndexBuilder:
         *,
         lowers: Lowers | None = None,
         beside: Path | None = None,
+        idmap: IdMap = IdMap(),
         warn: Warn = log.warning,
     ) -> None:
         self.entries = 0
+        self._owners = Owners(idmap) if idmap else None
         self._tree = Tree()
         self._lowers = lowers
         self._beside = Beside(beside)
-        self._reading = Reading(warn)
+        self._reading = Reading(warn, self._owners)
         self._aufs_links: dict[bytes, Node] = {}
         self._content: Content = tuple
         self._makers = {
@@ -105,7 +110,7 @@ class IndexBuilder:
     def read(self, reader: TarReader) -> None:
         """All entries of an archive, to its end.
 
-        Raises InvalidArchive as unpacking does, LayerUnsupported, and OSError.
+        Raises InvalidArchive and UnmappedId as unpacking does, LayerUnsupported, and OSError.
         """
         chunks = reader.chunks
         add = self.add
@@ -126,6 +131,9 @@ class IndexBuilder:
             if error.entry == entry.name:
                 raise
             raise InvalidArchive(error.why, entry.name) from error
+        except UnmappedId as error:
+            error.add_note(f"entry {entry.name!r}")
+            raise
 
     def finish(self, out: int, *, identity: str, tar_size: int) -> Built:
         """Write the index to ``out``, an empty file.
@@ -172,6 +180,8 @@ class IndexBuilder:
             if entry.xattrs or entry.pax or entry.sparse is not None:
                 node = self._file(entry)
             else:  # most are: spared the calls
+                if self._owners is not None:
+                    self._owners.of(entry.uid, entry.gid)
                 mode, block = _REGULAR | entry.mode, entry.offset >> BLOCK_BITS
                 node = Node(mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, block)
             if base in parent.children or parent.whiteouts:
@@ -190,6 +200,8 @@ class IndexBuilder:
 
     def _node(self, entry: Entry, mode: int, size: int = 0, data: int | bytes | Chunks = 0) -> Node:
         xattrs = None
+        if self._owners is not None:
+            self._owners.of(entry.uid, entry.gid)
         if entry.xattrs or entry.pax:
             mode, xattrs = self._reading.of(entry, mode)
         return Node(mode, entry.uid, entry.gid, entry.mtime_ns, size, data, xattrs)

@@ -66,7 +66,7 @@ class AufsDriver(StackingDriver):
         return layout
 
     @classmethod
-    def probe(cls, home: Path) -> None:
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
         """See :meth:`Driver.probe`."""
         choose(None, f"{home}/work", "")
         _check_backing(home)

@@ -20,6 +20,7 @@ from lamina.drivers.base import (
     nearest_existing,
 )
 from lamina.drivers.directory import DirectoryDriver, StagedDirectory
+from lamina.drivers.erofs.ownermap import UNMAPPED, OwnerMap
 from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
 from lamina.drivers.layout import Chain
@@ -75,16 +76,20 @@ class ErofsDriver(OverlayDriver):
         options: Mapping[str, str] = NO_OPTIONS,
         idmap: IdMap = IdMap(),
     ) -> None:
-        if idmap:
-            raise DriverUnsupported(self.name, "the owners in a tar can't be mapped")
         super().__init__(home, run, options=options, idmap=idmap)
+        self._owners = OwnerMap(idmap)
+
+    def close(self) -> None:
+        """See :meth:`Driver.close`."""
+        super().close()
+        self._owners.close()
 
     @classmethod
-    def probe(cls, home: Path) -> None:
+    def probe(cls, home: Path, *, idmap: IdMap = IdMap()) -> None:
         """See :meth:`Driver.probe`. Mounts an index, and an overlay on it, for a moment."""
         if not filesystems.supported("erofs"):
             raise DriverUnsupported(cls.name, "the kernel has no EROFS")
-        super().probe(home)
+        super().probe(home, idmap=idmap)
         place = nearest_existing(home)
         try:
             _try_mount(place)
@@ -95,6 +100,15 @@ class ErofsDriver(OverlayDriver):
                 ) from error
             backing = filesystems.name(filesystems.magic(place))
             raise DriverUnsupported(cls.name, f"not on {backing} at {place}: {error}") from error
+        if idmap:
+            owners = OwnerMap(idmap)
+            try:
+                _try_mount(place, owners)
+            except OSError as error:
+                why = f"its mounts can't have other owners here: {error}"
+                raise DriverUnsupported(cls.name, why) from error
+            finally:
+                owners.close()
 
     # -- life ---------------------------------------------------------------------------
 
@@ -103,7 +117,7 @@ class ErofsDriver(OverlayDriver):
         if layer is None or not layer.is_complete:
             return super()._top_below(chain)
         head = erofs.read_head(layer.index)  # a mount for this would cost what a container's does
-        return head.mode & 0o7777, head.uid, head.gid
+        return head.mode & 0o7777, *self.idmap.to_host(head.uid, head.gid)
 
     # -- mounts -------------------------------------------------------------------------
 
@@ -137,7 +151,10 @@ class ErofsDriver(OverlayDriver):
         return layers[first:]
 
     def _tar_layer(self, id: LayerId) -> TarLayer:
-        return TarLayer(self.layout.path(id, "").rstrip("/"))
+        return self._tar_layer_at(self.layout.path(id, "").rstrip("/"))
+
+    def _tar_layer_at(self, path: str) -> TarLayer:
+        return TarLayer(path, self._owners)
 
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         layer = self._tar_layer(id)
@@ -248,7 +265,7 @@ class ErofsDriver(OverlayDriver):
     ) -> Iterator[Staged]:
         """See :meth:`Driver.stage`."""
         with ExitStack() as stack:
-            layer = TarLayer(stack.enter_context(self.layout.staging.directory()))
+            layer = self._tar_layer_at(stack.enter_context(self.layout.staging.directory()))
 
             @cache  # each is asked by the one above it
             def layers() -> list[TarLayer]:
@@ -317,7 +334,7 @@ class ErofsDriver(OverlayDriver):
 
     def _settle(self, staged: str, id: LayerId) -> None:
         """Make what is staged the layer's content: a tar, or a directory and perhaps its tar."""
-        new, layer = TarLayer(staged), self._tar_layer(id)
+        new, layer = self._tar_layer_at(staged), self._tar_layer(id)
         diff = self.layout.path(id, "diff")
         if self._is_filled(layer):
             self._settle_both(new, layer, id)
@@ -400,7 +417,7 @@ class ErofsDriver(OverlayDriver):
             return ImageGetter(image, stack.pop_all().close)
 
 
-def _try_mount(place: Path) -> None:
+def _try_mount(place: Path, owners: OwnerMap = UNMAPPED) -> None:
     """Mount a small index, and an overlay on it, in a new directory; leave nothing."""
     import io
     import tempfile
@@ -414,7 +431,7 @@ def _try_mount(place: Path) -> None:
         writer = TarWriter(tar)
         writer.add(Entry(b"file", mode=0o644, size=5), iter([b"hello"]))
         writer.close()
-        layer = TarLayer(top)
+        layer = TarLayer(top, owners)
         layer.write_tar(io.BytesIO(tar.getvalue()), Nothing)
         for part in ("upper", "work", "merged"):
             os.mkdir(f"{top}/{part}")

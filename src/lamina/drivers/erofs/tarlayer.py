@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
+from lamina.drivers.erofs.ownermap import UNMAPPED, OwnerMap
 from lamina.errors import LayerBroken, LayerUnsupported, MountError
 from lamina.kernel import erofs
 
@@ -34,12 +35,13 @@ _NOT_TO_BE_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class TarLayer:
-    """A layer below the directory ``path``, staged or not."""
+    """A layer below the directory ``path``, staged or not. ``owners`` is what its mounts show."""
 
-    __slots__ = ("path",)
+    __slots__ = ("owners", "path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owners: OwnerMap = UNMAPPED) -> None:
         self.path = path
+        self.owners = owners
 
     @property
     def tar(self) -> str:
@@ -83,7 +85,7 @@ class TarLayer:
         Raises LayerBroken where fs-verity says that a file is another one, MountError, OSError.
         """
         sealing.check(self.path)
-        return erofs.open_mount(self.index, self.devices)
+        return _open_mount(self.index, self.devices, self.owners)
 
     @contextmanager
     def mounted(self) -> Iterator[str]:
@@ -109,7 +111,8 @@ class TarLayer:
         """Write a tar as it comes, with its index, in one pass.
 
         ``progress`` is called now and then with how many bytes of the tar are done.
-        Raises InvalidArchive, LayerUnsupported, OSError; the tar is whole for LayerUnsupported.
+        Raises InvalidArchive, UnmappedId, LayerUnsupported, OSError; the tar is whole for
+        LayerUnsupported.
         """
         with _hashed_aside(stream) as hashed:
             return self._write_tar(hashed, below, observer, progress)
@@ -132,7 +135,7 @@ class TarLayer:
             if progress is not None:
                 progress(tee.size)
 
-        builder = IndexBuilder(lowers=below, beside=Path(self.beside))
+        builder = IndexBuilder(lowers=below, beside=Path(self.beside), idmap=self.owners.idmap)
         try:
             with open(self.tar, "xb", buffering=0) as file:
                 os.fchmod(file.fileno(), _READ_ONLY)
@@ -200,6 +203,16 @@ class TarLayer:
                 pass
 
 
+def _open_mount(index: str, devices: list[str], owners: OwnerMap) -> int:
+    fd = erofs.open_mount(index, devices)
+    try:
+        owners.apply(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 @contextmanager
 def _path_to(fd: int) -> Iterator[str]:
     try:
@@ -227,7 +240,7 @@ class Chain:
         if not os.path.exists(top.chain):
             self._keep(staging)
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
-        return erofs.open_mount(top.chain, devices)
+        return _open_mount(top.chain, devices, top.owners)
 
     @contextmanager
     def mounted(self, staging: Staging) -> Iterator[str]:
