@@ -11,6 +11,7 @@ import pytest
 
 from lamina.drivers.homes import Homes
 from lamina.errors import (
+    DriverUnsupported,
     InvalidName,
     LayerExists,
     LayerNotFound,
@@ -19,6 +20,7 @@ from lamina.errors import (
 )
 from lamina.kernel.idmap import IdMap, IdRange
 from lamina.types import LayerId
+from tests.support import need_filesystem
 
 BASE, TOP = LayerId("base"), LayerId("top")
 
@@ -43,6 +45,24 @@ def test_a_restart_knows_homes_options_and_owners(tmp_path: Path) -> None:
         found = homes.current()
         assert (found.name, found.home, found.idmap) == ("vfs", tmp_path / "a", owners)
         assert found.exists(BASE)
+
+
+@pytest.mark.root
+def test_a_driver_that_can_not_map_owners_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_filesystem("erofs")
+    ranges = (IdRange(0, 100000, 65536),)
+    owners = IdMap(ranges, ranges)
+    with opened(tmp_path, None) as homes:
+        assert homes.begin(tmp_path / "first", idmap=owners).name == "erofs"
+        monkeypatch.setenv("PATH", "/nowhere")  # unshare(1) is not there
+        assert homes.begin(tmp_path / "second", idmap=owners).name == "overlay"
+        for home, name in (("first", None), ("third", "erofs")):
+            with pytest.raises(DriverUnsupported, match="can't have other owners"):
+                homes.begin(tmp_path / home, driver=name, idmap=owners)
+        assert homes.current().home == tmp_path / "second"
+        assert homes.begin(tmp_path / "third", driver="erofs").name == "erofs"
 
 
 def test_layers_are_found_in_whichever_home_has_them(tmp_path: Path) -> None:
