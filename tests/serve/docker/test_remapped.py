@@ -48,8 +48,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "theirs/link").symlink_to("f")
     for path, uid, gid in (("theirs", 33, 44), ("theirs/f", 1000, 1001), ("theirs/link", 5, 6)):
         os.chown(root / path, uid, gid, follow_symlinks=False)
+    (root / "secret").write_text("read\n")
+    (root / "secret").chmod(0o600)
+    shutil.copy2(root / "bin/cat", root / "bin/able")
+    support.run("setcap", "cap_dac_override+ep", root / "bin/able")
     archive = root.with_suffix(".tar")
-    subprocess.run(["tar", "-C", root, "--sort=name", "-cf", archive, "."], check=True)
+    options = ["--sort=name", "--xattrs", "--xattrs-include=security.capability"]
+    subprocess.run(["tar", "-C", root, *options, "-cf", archive, "."], check=True)
     return archive
 
 
@@ -84,6 +89,7 @@ def box(
     works: str, reachable: Path, run: Path, base: Path, subordinate_ids: None
 ) -> Iterator[Machine]:
     daemons.need()
+    support.need("setcap")
     with ExitStack() as stack:
         PLUGINS.mkdir(parents=True, exist_ok=True)
         socket = PLUGINS / f"lamina-test-{os.getpid()}.sock"
@@ -162,6 +168,15 @@ def _owner_in(archive: Path, name: str) -> set[tuple[int, int]]:
                     if entry.name.removeprefix("./") == name
                 }
     return found
+
+
+def test_a_file_capability_counts_inside(box: Machine) -> None:
+    docker = box.docker
+    script = "cat /secret 2> /dev/null; able /secret"
+    assert said(docker, "base:1", script, "--rm", "-u", "33:33") == ["read"]
+    said(docker, "base:1", "touch -d 2001-01-01 /bin/able; chmod 711 /bin/able", "--name", "c1")
+    docker("commit", "c1", "next:1")
+    assert said(docker, "next:1", script, "--rm", "-u", "33:33") == ["read"]
 
 
 def test_files_on_the_host_are_the_mapped_users(box: Machine, tmp_path: Path) -> None:
