@@ -141,11 +141,6 @@ def test_owners_are_mapped_by_the_mount(layer: Path) -> None:
         os.close(fd)
 
 
-def test_a_namespace_needs_a_map() -> None:
-    with pytest.raises(ValueError, match="without ranges"):
-        open_user_namespace(IdMap())
-
-
 def test_a_loop_device_lives_as_long_as_it_is_open(ext4: Path) -> None:
     path = ext4 / "file"
     path.write_bytes(b"x" * 4096)

@@ -25,27 +25,38 @@ class OwnerMap:
         self._mutex = threading.Lock()
         self._pid = os.getpid()
 
-    def apply(self, mount: int) -> None:
-        """Let a detached mount show its owners as they are on the host. Raises MountError."""
+    def apply(self, mount: int, name: str) -> None:
+        """Let a detached mount, of ``name``, show its owners as they are on the host.
+
+        Raises MountError.
+        """
         if not self.idmap:
             return
-        from lamina.kernel.userns import idmap_mount, open_user_namespace
+        from lamina.kernel.userns import idmap_mount
 
         with self._lock():
+            if self._namespace < 0:
+                self._namespace = self._open()
+                self._close = weakref.finalize(self, os.close, self._namespace)
             try:
-                if self._namespace < 0:
-                    self._namespace = open_user_namespace(self.idmap)
-                    self._close = weakref.finalize(self, os.close, self._namespace)
                 idmap_mount(mount, self._namespace)
             except OSError as error:
-                why = f"map the owners ({error.strerror})"
-                raise MountError(error.errno or 0, why, f"fd {mount}") from error
+                raise MountError(error.errno or 0, "map the owners", name) from error
+
+    def _open(self) -> int:
+        from lamina.kernel.userns import open_user_namespace
+
+        try:
+            return open_user_namespace(self.idmap)
+        except OSError as error:
+            what = "make a user namespace for the owners"
+            raise MountError(error.errno or 0, what, "unshare(1)") from error
 
     def close(self) -> None:
         """Give up the namespace. Mounts keep it."""
         with self._lock():
-            self._close()
             self._namespace = -1
+            self._close()
 
     def _lock(self) -> threading.Lock:
         if self._pid != os.getpid():  # after fork(2), perhaps while a thread of the parent had it

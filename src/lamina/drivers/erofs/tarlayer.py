@@ -206,7 +206,7 @@ class TarLayer:
 def _open_mount(index: str, devices: list[str], owners: OwnerMap) -> int:
     fd = erofs.open_mount(index, devices)
     try:
-        owners.apply(fd)
+        owners.apply(fd, index)
     except BaseException:
         os.close(fd)
         raise
