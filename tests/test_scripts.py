@@ -105,7 +105,16 @@ ensure_python
 
 
 @pytest.mark.parametrize(
-    "script", ["scripts/try", "scripts/test", "scripts/aufs-kernel", "scripts/lib.sh", ".ci/run"]
+    "script",
+    [
+        "scripts/try",
+        "scripts/test",
+        "scripts/aufs-kernel",
+        "scripts/verity-kernel",
+        "scripts/machine.sh",
+        "scripts/lib.sh",
+        ".ci/run",
+    ],
 )
 def test_a_script_is_bash_that_parses(script: str) -> None:
     assert support.run("bash", "-n", REPOSITORY / script).stderr == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -59,6 +60,18 @@ def _detached(layer: Path) -> Iterator[int]:
 
 def _loops(place: Path) -> set[str]:
     return leaks.Snapshot.take(str(place)).loops
+
+
+def test_a_kernel_that_wants_loop_devices_and_has_none_is_told_of(
+    layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise MountError(errno.ENOTBLK, "mount erofs", "index")
+
+    monkeypatch.setattr(erofs, "_open_mount", refuse)
+    monkeypatch.setattr(loop, "CONTROL", str(layer / "loop-control"))
+    with pytest.raises(MountError, match=r"Block device required.*no loop devices.*modprobe loop"):
+        erofs.open_mount(layer / "index", [layer / "tar"])
 
 
 def test_plain_files_are_mounted_as_they_are(layer: Path) -> None:

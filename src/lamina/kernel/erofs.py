@@ -59,7 +59,8 @@ def open_mount(
             raise
         try:
             return _open_by_loops(index, devices, attr)
-        except FileNotFoundError:  # no loop devices here: the first reason counts
+        except FileNotFoundError:
+            error.kernel_log += ("no loop devices either: modprobe loop",)
             raise error from None
 
 
