@@ -4,13 +4,18 @@ From Linux 6.13 on each directory is handed to the kernel as a file descriptor, 
 neither the length of a path nor their sum matters; the kernel takes 500 lower layers.
 Before that, mount(2) has one page for all options: the directories get names of one to three
 characters, as symlinks in a directory of their own, relative to a thread that stands in it.
+
+A layer may be a mount that is attached nowhere, as the erofs driver makes them
+(:func:`detached_path`). Before Linux 6.15 overlayfs takes only what is attached in the mount
+namespace of who mounts: there that thread gets a namespace of its own, which nobody else sees and
+which is gone, with all in it, whenever the thread or the process ends.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -47,9 +52,14 @@ class Overlay(NamedTuple):
             MountError: the kernel refused, with its own words.
         """
         if by_descriptor():
-            self._mount_by_descriptor(target)
-        else:
-            self._mount_classic(target)
+            try:
+                self._mount_by_descriptor(target)
+            except MountError as error:
+                if error.errno != errno.EINVAL or not any(map(_is_detached, self.lowers)):
+                    raise
+            else:
+                return
+        self._mount_classic(target)
 
     def options(self) -> tuple[str, ...]:
         """The same for mount(8). Paths with a comma or a colon can't be told in it."""
@@ -95,8 +105,13 @@ class Overlay(NamedTuple):
 
         with tempfile.TemporaryDirectory(prefix="lamina-links-") as links:
             names = [_short(number) for number in range(len(self.lowers))]
+            detached = {}
             for name, path in zip(names, self.lowers, strict=True):
-                os.symlink(path, f"{links}/{name}")
+                if _is_detached(path):
+                    os.mkdir(f"{links}/{name}")
+                    detached[name] = int(path.removeprefix(_DETACHED))
+                else:
+                    os.symlink(path, f"{links}/{name}")
             options = [f"{key}={value}" for key, value in _PLAIN] + self._flags()
             options.append("lowerdir=" + ":".join(names))
             if self.upper and self.work:
@@ -105,7 +120,24 @@ class Overlay(NamedTuple):
                 options += ["upperdir=upper", "workdir=work"]
             data = format_mount_label(",".join(options), self.label)
             flags = 0 if self.upper else mount.MS_RDONLY
-            _mount_standing_in(links, os.path.abspath(target), flags, data)
+            if detached:
+                os.mkdir(f"{links}/merged")
+                _mount_aside(links, detached, target, flags, data)
+            else:
+                _mount_standing_in(links, os.path.abspath(target), flags, data)
+
+
+_DETACHED = "/proc/self/fd/"
+
+
+def detached_path(fd: int) -> str:
+    """A path to a mount that is attached nowhere, which :class:`Overlay` takes for a layer; good
+    for this process, while ``fd`` is open. Attached by a mount of it on old kernels, for once."""
+    return f"{_DETACHED}{fd}"
+
+
+def _is_detached(path: str) -> bool:
+    return path.startswith(_DETACHED)
 
 
 @cache
@@ -134,20 +166,76 @@ def _short(number: int) -> str:
 
 
 def _mount_standing_in(directory: str, target: str, flags: int, data: str) -> None:
-    """mount(2) with ``directory`` as working directory, that of a thread made for it alone."""
+    """mount(2) with ``directory`` as working directory."""
+
+    def work() -> None:
+        namespaces.unshare(namespaces.CLONE_FS)
+        os.chdir(directory)
+        mount.mount("overlay", target, "overlay", flags, data)
+
+    _in_a_thread(work, target)
+
+
+def _mount_aside(
+    directory: str, detached: Mapping[str, int], target: str, flags: int, data: str
+) -> None:
+    """The same with detached mounts on directories in it, where this thread alone sees them."""
+    made: list[int] = []
+
+    def work() -> None:
+        namespaces.unshare(namespaces.CLONE_NEWNS)
+        _share_no_mounts()
+        os.chdir(directory)
+        for name, fd in detached.items():
+            mount.move_mount(fd, name)
+        mount.mount("overlay", "merged", "overlay", flags, data)
+        made.append(mount.open_tree("merged", mount.OPEN_TREE_CLONE))
+        for name in ("merged", *detached):
+            mount.umount2(name, mount.MNT_DETACH)
+
+    try:
+        _in_a_thread(work, target)
+        mount.move_mount(made[0], target)
+    finally:
+        for fd in made:
+            os.close(fd)
+
+
+def _share_no_mounts() -> None:
+    """Let the mounts of this thread's namespace be seen in no other (mount_namespaces(7))."""
+    try:
+        mount.make_private("/", recursive=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The root of a chroot(2) is no mount: go by the namespace's, and come back.
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                namespaces.setns(namespace, namespaces.CLONE_NEWNS)
+            finally:
+                os.close(namespace)
+            mount.make_private("/", recursive=True)
+            os.fchdir(root)
+            os.chroot(".")
+        finally:
+            os.close(root)
+
+
+def _in_a_thread(work: Callable[[], None], target: str) -> None:
+    """Do what changes a thread for good, in one that is made for it alone."""
     import threading
 
     failure: list[OSError] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            namespaces.unshare(namespaces.CLONE_FS)
-            os.chdir(directory)
-            mount.mount("overlay", target, "overlay", flags, data)
+            work()
         except OSError as error:
             failure.append(error)
 
-    thread = threading.Thread(target=work, name="lamina-mount")
+    thread = threading.Thread(target=run, name="lamina-mount")
     thread.start()
     thread.join()
     if failure:

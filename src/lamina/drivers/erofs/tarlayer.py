@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
 from lamina.drivers.erofs.ownermap import UNMAPPED, OwnerMap
+from lamina.drivers.overlaymount import detached_path
 from lamina.errors import LayerBroken, LayerUnsupported, MountError
 from lamina.kernel import erofs
 
@@ -216,7 +217,7 @@ def _open_mount(index: str, devices: list[str], owners: OwnerMap) -> int:
 @contextmanager
 def _path_to(fd: int) -> Iterator[str]:
     try:
-        yield f"/proc/self/fd/{fd}"
+        yield detached_path(fd)
     finally:
         os.close(fd)
 
