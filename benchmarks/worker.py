@@ -144,7 +144,9 @@ def _hash(path: str) -> Callable[[], object]:
 
 def _write(path: str, target: str) -> Callable[[], object]:
     """A file read and written, and no more."""
-    buffer = memoryview(bytearray(256 << 10))
+    from lamina.kernel.memory import page_aligned
+
+    buffer = memoryview(page_aligned(256 << 10))
 
     def work() -> None:
         with open(path, "rb", buffering=0) as file, open(target, "xb", buffering=0) as out:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from lamina.kernel.copy import data_ranges
+from lamina.kernel.memory import page_aligned
 
 RUN = 64 << 10
 """Zeros in a row, aligned to this, that are worth a hole. A multiple of tar's block of 512."""
@@ -75,7 +76,7 @@ def data_pieces(fd: int, size: int) -> list[tuple[int, int]]:
 
 def _runs_with_data(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """Start and end of each run that holds something; ``begin`` is where a run begins."""
-    window = memoryview(bytearray(max(0, min(_WINDOW, end - begin))))
+    window = memoryview(page_aligned(_WINDOW))
     while begin < end:
         got = os.preadv(fd, [window[: end - begin]], begin)
         for at in range(0, got, RUN):

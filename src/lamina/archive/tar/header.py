@@ -41,7 +41,7 @@ _TYPES[b"D"] = Type.DIRECTORY  # GNU dumpdir: its payload is a list of names
 _FILE = Type.FILE  # looking up an Enum's member costs more than a global
 
 
-def decode(block: bytearray) -> tuple[bytes, Format, Entry] | None:
+def decode(block: bytes) -> tuple[bytes, Format, Entry] | None:
     """Type flag, format and entry of a header block; None for a block without a valid checksum.
 
     The entry's ``size`` and ``stored_size`` are both what the size field says. An unknown
@@ -165,7 +165,7 @@ def _plain_sum(field: bytes) -> int:
         return -1
 
 
-def _sum_is(block: bytearray, checksum: bytes) -> bool:
+def _sum_is(block: bytes, checksum: bytes) -> bool:
     """Whether the block has the checksum that its field ``checksum`` says.
 
     Adler-32's lower half is one more than the sum of all bytes, at a twentieth of what sum()
@@ -180,7 +180,7 @@ def _sum_is(block: bytearray, checksum: bytes) -> bool:
     return expected in (total, total - 256 * high)
 
 
-def is_header(block: bytearray) -> bool:
+def is_header(block: bytes) -> bool:
     """Whether the block has a valid checksum."""
     return _sum_is(block, bytes(block[148:156]))
 

@@ -123,7 +123,7 @@ class TarReader:
                     return
             yield entry
 
-    def _plain_file(self, block: bytearray, offset: int, end: int) -> Entry | None:
+    def _plain_file(self, block: bytes, offset: int, end: int) -> Entry | None:
         """The plain file whose header ``block`` is, when nothing else has to be looked at."""
         if len(block) < BLOCK or block[156] != _PLAIN_FILE_BYTE:
             return None
@@ -266,7 +266,7 @@ class TarReader:
             raise InvalidArchive("empty")
         self._source.drain()
 
-    def _end_mark(self, block: bytearray) -> None:
+    def _end_mark(self, block: bytes) -> None:
         """Two blocks of zeros end the archive; or one, if nothing follows."""
         source = self._source
         if block != ZERO_BLOCK:
@@ -342,7 +342,7 @@ class TarReader:
         return extension
 
     def _settle_payload(
-        self, entry: Entry, flag: bytes, form: Format, block: bytearray, extension: Extension | None
+        self, entry: Entry, flag: bytes, form: Format, block: bytes, extension: Extension | None
     ) -> None:
         """Find out how much payload follows, what it stands for, and what is a directory."""
         kind = entry.type
@@ -380,9 +380,7 @@ class TarReader:
         block = source.buffer[source.start : source.start + BLOCK]
         return block != ZERO_BLOCK and not header.is_header(block)
 
-    def _read_sparse_header(
-        self, entry: Entry, block: bytearray, extension: Extension | None
-    ) -> None:
+    def _read_sparse_header(self, entry: Entry, block: bytes, extension: Extension | None) -> None:
         size, pairs = sparse.read_old_gnu(block, self._source, self._limits)
         if extension is not None and "SCHILY.realsize" in extension.values:
             size = pax.decimal(extension.values["SCHILY.realsize"])

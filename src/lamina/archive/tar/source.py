@@ -9,6 +9,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from lamina.errors import InvalidArchive
+from lamina.kernel.memory import page_aligned
 
 if TYPE_CHECKING:
     from lamina.archive.tar.reader import Observer
@@ -34,7 +35,7 @@ class Source:
     """Whether the buffer is all there is."""
 
     def __init__(self, stream: Readable, observer: Observer | None) -> None:
-        self.buffer = bytearray(BUFFER)
+        self.buffer = page_aligned(BUFFER)
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
@@ -186,7 +187,7 @@ class _Mapped(Source):
     mapped = True
 
     def __init__(self, data: mmap) -> None:
-        self.buffer = data  # type: ignore[assignment]
+        self.buffer = data
         self.view = memoryview(data)
         self.start = 0
         self.end = len(data)

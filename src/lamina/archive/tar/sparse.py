@@ -19,7 +19,7 @@ from lamina.errors import InvalidArchive
 Segments = tuple[tuple[int, int], ...]
 
 
-def read_old_gnu(header: bytearray, source: Source, limits: Limits) -> tuple[int, list[int]]:
+def read_old_gnu(header: bytes, source: Source, limits: Limits) -> tuple[int, list[int]]:
     """Real size, and offsets and lengths by turns, of type S.
 
     Four pieces are in the header; as long as a flag says so, a block with 21 more follows.
@@ -36,7 +36,7 @@ def read_old_gnu(header: bytearray, source: Source, limits: Limits) -> tuple[int
     return real_size, pairs
 
 
-def _table(block: bytes | bytearray, start: int, count: int) -> Iterator[int]:
+def _table(block: bytes, start: int, count: int) -> Iterator[int]:
     """Numbers from a table of (offset, length), each of 12 bytes, that an empty field may end."""
     for position in range(start, start + 24 * count, 24):
         if not block[position] or not block[position + 12]:
