@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamina.archive.erofs import IndexBuilder, Tee, open_image
+from lamina.archive.following import FollowingHash
 from lamina.archive.tar import TarReader
 from tests.archive.erofs import indexes
 from tests.archive.erofs.test_image import ARCHIVE
@@ -19,13 +20,16 @@ from tests.archive.trees import differences
 def streamed(place: Path, data: bytes) -> tuple[Path, str]:
     """The index of a tar that comes as a stream, and the hash of what came."""
     place.mkdir()
-    digest = hashlib.sha256()
     builder = IndexBuilder(beside=place / "beside")
-    with (place / "tar").open("wb", buffering=0) as tar, (place / "index").open("wb") as out:
-        tee = Tee(io.BytesIO(data), tar.fileno(), digest.update)
+    with (
+        (place / "tar").open("w+b", buffering=0) as tar,
+        (place / "index").open("wb") as out,
+        FollowingHash(tar.fileno()) as digest,
+    ):
+        tee = Tee(io.BytesIO(data), tar.fileno(), digest.wrote)
         builder.read(TarReader(tee))
         tee.finish()
-        identity = "sha256:" + digest.hexdigest()
+        identity = "sha256:" + digest.hexdigest(tee.size)
         builder.finish(out.fileno(), identity=identity, tar_size=tee.size)
     return place / "index", identity
 

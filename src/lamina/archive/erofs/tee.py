@@ -12,17 +12,17 @@ class Tee:
     """Reads ``stream`` and writes all that it gives to the empty file ``fd``.
 
     For a TarReader, which reads every byte of what is no plain file, and to the end. Zeros become
-    holes, so that a sparse file costs little though its tar has all of it. ``also`` gets each block
-    too, say to hash it.
+    holes, so that a sparse file costs little though its tar has all of it. ``wrote`` is told how
+    many bytes there are, each time that there are more.
     """
 
     def __init__(
-        self, stream: Readable, fd: int, also: Callable[[memoryview], None] | None = None
+        self, stream: Readable, fd: int, wrote: Callable[[int], None] | None = None
     ) -> None:
         self._stream = stream
         self._readinto: Callable[[memoryview], int] = getattr(stream, "readinto", self._copy)
         self._writer = PunchedWriter(fd)
-        self._also = also
+        self._wrote = wrote
 
     @property
     def size(self) -> int:
@@ -33,10 +33,9 @@ class Tee:
         """Some bytes; 0 at the end."""
         count = self._readinto(buffer)
         if count:
-            data = buffer[:count]
-            self._writer.write(data)
-            if self._also is not None:
-                self._also(data)
+            self._writer.write(buffer[:count])
+            if self._wrote is not None:
+                self._wrote(self._writer.offset)
         return count
 
     def read(self, size: int, /) -> bytes:

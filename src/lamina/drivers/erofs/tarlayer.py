@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import filecmp
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
@@ -21,6 +20,7 @@ from lamina.errors import LayerBroken, LayerUnsupported, MountError
 from lamina.kernel import erofs
 
 if TYPE_CHECKING:
+    from lamina.archive.compression import Decompressed
     from lamina.archive.erofs import Image
     from lamina.archive.erofs.below import Below
     from lamina.archive.tar import Observer
@@ -30,8 +30,6 @@ Staging: TypeAlias = Callable[[], AbstractContextManager[str]]
 """Gives a directory to make something in, for a block."""
 
 _READ_ONLY = 0o444
-_LARGE = 1 << 20
-"""Bytes of a tar that are worth two threads."""
 _NOT_TO_BE_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
@@ -115,32 +113,24 @@ class TarLayer:
         Raises InvalidArchive, UnmappedId, LayerUnsupported, OSError; the tar is whole for
         LayerUnsupported.
         """
-        with _hashed_aside(stream) as hashed:
-            return self._write_tar(hashed, below, observer, progress)
-
-    def _write_tar(
-        self,
-        stream: BinaryIO,
-        below: Callable[[], Below],
-        observer: Observer | None,
-        progress: Callable[[int], None] | None,
-    ) -> Unpacked:
         from lamina.archive.erofs import IndexBuilder, Tee
         from lamina.archive.tar import TarReader
         from lamina.archive.unpack import Unpacked
 
-        hasher = _Hasher(stream)
-
-        def also(data: memoryview) -> None:
-            hasher.update(data)
-            if progress is not None:
-                progress(tee.size)
-
         builder = IndexBuilder(lowers=below, beside=Path(self.beside), idmap=self.owners.idmap)
         try:
-            with open(self.tar, "xb", buffering=0) as file:
+            with (
+                open(self.tar, "x+b", buffering=0) as file,
+                _digest_of(stream, file.fileno()) as diff_id_of,
+            ):
+
+                def wrote(end: int) -> None:
+                    diff_id_of.wrote(end)
+                    if progress is not None:
+                        progress(end)
+
                 os.fchmod(file.fileno(), _READ_ONLY)
-                tee = Tee(stream, file.fileno(), also)
+                tee = Tee(stream, file.fileno(), wrote)
                 reader = TarReader(tee, observer=observer)
                 try:
                     builder.read(reader)
@@ -150,8 +140,8 @@ class TarLayer:
                     tee.finish()
                     raise
                 tee.finish()
+                diff_id = f"sha256:{diff_id_of.hexdigest(tee.size)}"
             with open(self.index, "xb") as index:
-                diff_id = hasher.diff_id
                 built = builder.finish(index.fileno(), identity=diff_id, tar_size=tee.size)
                 os.fchmod(index.fileno(), _READ_ONLY)
         finally:
@@ -302,40 +292,30 @@ def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
         yield Layers([stack.enter_context(layer.image()) for layer in layers])
 
 
-@contextmanager
-def _hashed_aside(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """A large file as a stream that is read and hashed by other threads; others as they are."""
-    from lamina.archive.compression import Compression, open_stream
+class _Digest(Protocol):
+    """Of a tar that is being written."""
 
-    if _size(stream) < _LARGE:
-        yield stream
-        return
-    with open_stream(stream, digest=None, compression=Compression.NONE) as hashed:
-        yield cast(BinaryIO, hashed)
+    def wrote(self, end: int, /) -> None: ...
+    def hexdigest(self, size: int, /) -> str: ...
 
 
-def _size(stream: BinaryIO) -> int:
-    """Bytes of the regular file that a stream plainly is; 0 for all else."""
-    raw = stream.raw if type(stream) is io.BufferedReader else stream
-    return os.fstat(raw.fileno()).st_size if type(raw) is io.FileIO else 0
+def _digest_of(stream: BinaryIO, fd: int) -> AbstractContextManager[_Digest]:
+    """The digest of what comes from ``stream`` and is written to ``fd``."""
+    from lamina.archive.compression import Decompressed
+    from lamina.archive.following import FollowingHash
+
+    return nullcontext(_Known(stream)) if isinstance(stream, Decompressed) else FollowingHash(fd)
 
 
-class _Hasher:
-    """The DiffID of a stream, which it has itself if it comes from decompression."""
+class _Known:
+    """The digest that a stream from decompression has itself, at its end."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        from lamina.archive.compression import Decompressed
+    def __init__(self, stream: Decompressed) -> None:
+        self._stream = stream
 
-        self._stream = stream if isinstance(stream, Decompressed) else None
-        self._hash = hashlib.sha256()
+    def wrote(self, end: int, /) -> None:
+        """Nothing to do."""
 
-    def update(self, data: memoryview) -> None:
-        if self._stream is None:
-            self._hash.update(data)
-
-    @property
-    def diff_id(self) -> str:
-        """At the stream's end."""
-        if self._stream is not None:
-            return self._stream.diff_id
-        return f"sha256:{self._hash.hexdigest()}"
+    def hexdigest(self, size: int, /) -> str:
+        """What follows the algorithm's name."""
+        return self._stream.diff_id.partition(":")[2]
