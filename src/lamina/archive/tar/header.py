@@ -23,9 +23,11 @@ MAX_ID = 2**32 - 2
 """The id above it, -1 to chown(2), means "leave as it is"."""
 MAX_SECONDS = 2**63 - 1
 
-# name; mode, uid and gid; size; mtime; checksum; type flag; link name;
-# magic, version, user, group and device; prefix; padding (star: a second magic)
-_READ = Struct("100s24s12s12s8sc100s88s155s12s")
+# name; mode, uid and gid; size; mtime; checksum; type flag; the rest, which is
+# the same for most files of an archive
+_READ = Struct("100s24s12s12s8sc355s")
+# link name; magic, version, user, group and device; prefix; padding (star: a second magic)
+_REST = Struct("100s88s155s12s")
 
 
 class Format(Enum):
@@ -47,16 +49,11 @@ def decode(block: bytes) -> tuple[bytes, Format, Entry] | None:
     The entry's ``size`` and ``stored_size`` are both what the size field says. An unknown
     type flag gives a file, as POSIX asks. Raises InvalidArchive for a field that is none.
     """
-    name, ids, size_field, mtime_field, checksum, flag, link, owner, prefix, tail = _READ.unpack(
-        block
-    )
+    name, ids, size_field, mtime_field, checksum, flag, rest = _READ.unpack(block)
     if not _sum_is(block, checksum):
         return None
-    name = name.split(b"\0", 1)[0]
-    link = link.split(b"\0", 1)[0] if link[0] else b""
-    form, uname, gname = _owner(owner)
-    if prefix[0]:
-        name = _prefix(form, prefix, tail) + name
+    form, link, uname, gname, prefix = _rest(rest)
+    name = prefix + name.split(b"\0", 1)[0]
     try:
         size = _size(size_field)
         seconds = _seconds(mtime_field)
@@ -64,7 +61,7 @@ def decode(block: bytes) -> tuple[bytes, Format, Entry] | None:
         kind = _TYPES.get(flag, _FILE)
         major = minor = 0
         if flag == b"3" or flag == b"4":
-            major, minor = device(number(owner[72:80])), device(number(owner[80:88]))
+            major, minor = device(number(rest[172:180])), device(number(rest[180:188]))
     except InvalidArchive as error:
         raise InvalidArchive(error.why, name) from None
     entry = Entry(
@@ -143,14 +140,18 @@ def _ids(field: bytes) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _owner(field: bytes) -> tuple[Format, bytes, bytes]:
-    if field.startswith(b"ustar\x00"):
+def _rest(field: bytes) -> tuple[Format, bytes, bytes, bytes, bytes]:
+    """Format, link name, user, group, and what comes in front of the name."""
+    link, owner, prefix, tail = _REST.unpack(field)
+    link = link.split(b"\0", 1)[0]
+    if owner.startswith(b"ustar\x00"):
         form = Format.USTAR
-    elif field.startswith(b"ustar "):
+    elif owner.startswith(b"ustar "):
         form = Format.GNU
     else:
-        return Format.V7, b"", b""
-    return form, field[8:40].split(b"\0", 1)[0], field[40:72].split(b"\0", 1)[0]
+        return Format.V7, link, b"", b"", b""
+    uname, gname = owner[8:40].split(b"\0", 1)[0], owner[40:72].split(b"\0", 1)[0]
+    return form, link, uname, gname, _prefix(form, prefix, tail) if prefix[0] else b""
 
 
 @lru_cache(maxsize=16384)

@@ -63,6 +63,7 @@ _IGNORED = (b"V", b"A")  # GNU volume label, Solaris ACL
 _NOT_ENTRIES = frozenset(
     (*_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK, _CONTINUATION, *_IGNORED)
 )  # fmt: skip
+_FLAG = 156  # where in a header the type flag is
 _PLAIN_FILE = b"0"
 _PLAIN_FILE_BYTE = ord("0")
 _SLASH = ord("/")
@@ -103,30 +104,31 @@ class TarReader:
         self._name: bytes | None = None  # for errors
 
     def __iter__(self) -> Iterator[Entry]:
-        return self._mapped_entries() if self._source.mapped else self
+        return self._unobserved() if self._observer is None else self
 
-    def _mapped_entries(self) -> Iterator[Entry]:
-        """The entries of a mapped file: a plain file under a header of its own, as most are, is
-        seen to at once, and all else by :meth:`__next__`."""
+    def _unobserved(self) -> Iterator[Entry]:
+        """The entries when nobody looks on: a plain file that is all in the buffer, under a header
+        of its own, as most are, is seen to at once, and all else by :meth:`__next__`."""
         source = self._source
-        buffer, end = source.buffer, source.end
+        buffer = source.buffer
         while True:
             entry = None
             if self._extension is None and not self._globals and not self._done:
                 start = source.start + self._remaining
                 if self._entry is not None:
                     start += -self._entry.stored_size % BLOCK
-                entry = self._plain_file(buffer[start : start + BLOCK], start + BLOCK, end)
+                end = start + BLOCK
+                if end <= source.end and buffer[start + _FLAG] == _PLAIN_FILE_BYTE:
+                    entry = self._plain_file(buffer[start:end], end)
             if entry is None:
                 entry = next(self, None)
                 if entry is None:
                     return
             yield entry
 
-    def _plain_file(self, block: bytes, offset: int, end: int) -> Entry | None:
-        """The plain file whose header ``block`` is, when nothing else has to be looked at."""
-        if len(block) < BLOCK or block[156] != _PLAIN_FILE_BYTE:
-            return None
+    def _plain_file(self, block: bytes, start: int) -> Entry | None:
+        """The plain file whose header ``block`` is, when nothing else has to be looked at; its
+        payload is in the buffer from ``start`` on."""
         try:
             decoded = header.decode(block)
         except InvalidArchive:
@@ -134,10 +136,11 @@ class TarReader:
         if decoded is None:
             return None
         entry = decoded[2]
-        name, size = entry.name, entry.stored_size
-        if not name or name[-1] == _SLASH or offset + size > end:
+        source, name, size = self._source, entry.name, entry.stored_size
+        if not name or name[-1] == _SLASH or start + size > source.end:
             return None
-        entry.offset = self._source.start = offset
+        source.start = start
+        entry.offset = source.base + start
         self._entry = entry
         self._name = name
         self._remaining = size

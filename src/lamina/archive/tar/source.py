@@ -31,15 +31,12 @@ class Source:
     A regular file is read by position, so that what is skipped need not be read at all.
     """
 
-    mapped = False
-    """Whether the buffer is all there is."""
-
     def __init__(self, stream: Readable, observer: Observer | None) -> None:
         self.buffer = page_aligned(BUFFER)
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
-        self._base = 0  # where in the stream the buffer begins
+        self.base = 0  # where in the stream the buffer begins
         self._seen = 0  # what is before this in the buffer, the observer has had
         self._observer = observer
         self._stream = stream
@@ -50,7 +47,7 @@ class Source:
     @property
     def offset(self) -> int:
         """Bytes of the stream used so far."""
-        return self._base + self.start
+        return self.base + self.start
 
     def fill(self, count: int) -> bool:
         """Have ``count`` bytes (at most BUFFER) to use; False when the stream ends before."""
@@ -59,7 +56,7 @@ class Source:
             return True
         self.report()
         self.view[:have] = self.view[self.start : self.end]
-        self._base += self.start
+        self.base += self.start
         self.start = self._seen = 0
         self.end = have
         while self.end < count:
@@ -80,7 +77,7 @@ class Source:
         if self._file is not None:
             space = space[: self._ahead]
             self._ahead = BUFFER
-            return self._file.read(space, self._base + self.end)
+            return self._file.read(space, self.base + self.end)
         if self._readinto is not None:
             got = self._readinto(space)
         else:
@@ -142,7 +139,7 @@ class Source:
         elif self._file is not None and self._observer is None:
             if not self.holds(count):
                 truncated()
-            self._base += self.start + count
+            self.base += self.start + count
             self.start = self.end = self._seen = 0
             # More skipping is likely: don't read far ahead.
             self._ahead = _AFTER_SEEK
@@ -184,14 +181,12 @@ class Source:
 class _Mapped(Source):
     """A whole file in memory: nothing is read, and what is skipped is not even looked at."""
 
-    mapped = True
-
     def __init__(self, data: mmap) -> None:
         self.buffer = data
         self.view = memoryview(data)
         self.start = 0
         self.end = len(data)
-        self._base = self._seen = 0
+        self.base = self._seen = 0
         self._observer = None
         self._file = None
 
