@@ -17,10 +17,11 @@ import pytest
 from lamina.archive.erofs import beside
 from lamina.archive.erofs import format as f
 from lamina.archive.tar import Entry, TarWriter, Type
-from lamina.drivers.erofs import ErofsDriver, sealing
-from lamina.errors import LayerBroken, LayerInUse
+from lamina.drivers.erofs import ErofsDriver, listings, sealing
+from lamina.errors import LayerBroken, LayerInUse, LayerNotFound
 from lamina.kernel import erofs, verity
 from lamina.kernel.mountinfo import mounts_below
+from lamina.kernel.remove import remove_tree
 from lamina.types import LayerId
 from tests import leaks
 from tests.store.conftest import Files, tar
@@ -95,6 +96,30 @@ def test_images_of_many_layers(driver: ErofsDriver, count: int) -> None:
         assert len(os.listdir(root)) == count + 3
     assert len(driver.changes(box, top)) == 1
     assert mounts_below(driver.home) == []
+
+
+def test_what_another_process_does_to_a_chain_shows(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "_SETTLED", 0)
+    ours, other = make(), make()
+    top = _fill(ours, 3)
+    with ours.mounted(top) as root:
+        assert _holds(root, 3)
+    for number in reversed(range(3)):
+        other.remove(LayerId(f"layer-{number}"))
+    with pytest.raises(LayerNotFound):
+        ours.get(top)
+    _fill(other, 2)
+    other.create(top, LayerId("layer-1"))
+    with ours.mounted(top) as root:  # a directory now, on two tars
+        assert _holds(root, 2)
+    other.apply(top, LayerId("layer-1"), io.BytesIO(tar({"new": b"new"})))
+    with ours.mounted(top) as root:
+        assert (root / "new").read_bytes() == b"new"
+    remove_tree(Path(ours.layout.path(LayerId("layer-0"), "")))
+    with pytest.raises(LayerBroken, match="its parent layer-0 is gone"):
+        ours.get(top)
 
 
 def test_many_layers_take_no_more_descriptors_than_a_user_has(make: Make) -> None:

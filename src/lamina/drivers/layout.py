@@ -25,6 +25,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -57,6 +58,7 @@ class Chain(NamedTuple):
         return b"".join(b"%s\n" % id.encode() for id in self.layers) + base
 
     @classmethod
+    @lru_cache(maxsize=64)  # containers have few images, of many layers
     def decode(cls, data: bytes) -> Chain:
         """From the content of a ``parents`` file."""
         ids, slash, base = data.partition(b"/")

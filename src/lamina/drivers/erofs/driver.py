@@ -20,6 +20,7 @@ from lamina.drivers.base import (
     nearest_existing,
 )
 from lamina.drivers.directory import DirectoryDriver, StagedDirectory
+from lamina.drivers.erofs.listings import Listings
 from lamina.drivers.erofs.ownermap import UNMAPPED, OwnerMap
 from lamina.drivers.erofs.tarlayer import Chain as TarChain
 from lamina.drivers.erofs.tarlayer import TarLayer, merged_view
@@ -78,6 +79,7 @@ class ErofsDriver(OverlayDriver):
     ) -> None:
         super().__init__(home, run, options=options, idmap=idmap)
         self._owners = OwnerMap(idmap)
+        self._listings = Listings()
 
     def close(self) -> None:
         """See :meth:`Driver.close`."""
@@ -124,7 +126,7 @@ class ErofsDriver(OverlayDriver):
     @contextmanager
     def _trees(self, chain: Chain, *, bottom: bool = True) -> Iterator[list[str]]:
         """One directory a layer, but one for all tars at the bottom; mounted for the block."""
-        layers = [self._tar_layer(id) for id in chain.layers]
+        layers = [self._listed(id) for id in chain.layers]
         tars = self._tars_at_bottom(layers) if bottom and chain.base is None else []
         with ExitStack() as stack:
             trees = []
@@ -156,6 +158,11 @@ class ErofsDriver(OverlayDriver):
     def _tar_layer_at(self, path: str) -> TarLayer:
         return TarLayer(path, self._owners)
 
+    def _listed(self, id: LayerId) -> TarLayer:
+        """The layer with what it has now, to be looked at and mounted. Raises OSError."""
+        path = self.layout.path(id, "").rstrip("/")
+        return TarLayer(path, self._owners, self._listings.of(path))
+
     def _mount(self, id: LayerId, mount_label: str) -> Path:
         layer = self._tar_layer(id)
         if not self._is_fixed(layer):
@@ -164,9 +171,14 @@ class ErofsDriver(OverlayDriver):
         if is_mountpoint(merged):
             return Path(merged)
         chain = self.layout.chain(id)
-        self._check_chain(id, chain)
+        try:
+            tars = self._tars_at_bottom([self._listed(each) for each in (id, *chain.layers)])
+        except FileNotFoundError:
+            self._check_chain(id, chain)  # which says more
+            raise
+        if chain.base is not None:
+            self._check_chain(id, chain)
         os.makedirs(merged, mode=0o700, exist_ok=True)
-        tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
         only_tars = len(tars) > len(chain.layers) and chain.base is None
         if not only_tars or not self._mount_chain(tars, merged):
             whole = Chain((id, *chain.layers), chain.base)
@@ -180,7 +192,7 @@ class ErofsDriver(OverlayDriver):
     @staticmethod
     def _is_fixed(layer: TarLayer) -> bool:
         """Whether the layer can't be written: it has a tar, which :meth:`diff` gives back."""
-        return layer.is_complete or os.path.exists(layer.tar)
+        return layer.is_complete or layer.has_tar
 
     def _mount_chain(self, tars: list[TarLayer], target: str) -> bool:
         """Mount a chain of tars as one; False where that is more than the format, the kernel or

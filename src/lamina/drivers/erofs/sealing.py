@@ -21,7 +21,9 @@ from lamina.log import Log
 
 log = Log(__name__)
 
-_RECORD = "verity"
+RECORD = "verity"
+"""Where a layer's digests are recorded."""
+
 _FILES = ("tar", "index", "beside")
 _BUSY_RETRIES = 20
 _BUSY_PAUSE = 0.05  # seconds
@@ -53,7 +55,7 @@ def seal(path: str) -> bool:
             recorded[name] = verity.measure(fd)
         finally:
             os.close(fd)
-    with open(f"{path}/{_RECORD}", "w") as file:
+    with open(f"{path}/{RECORD}", "w") as file:
         json.dump(recorded, file)
     return True
 
@@ -80,7 +82,7 @@ def check(path: str) -> None:
         LayerBroken: a file has another digest, or none.
     """
     try:
-        with open(f"{path}/{_RECORD}", "rb") as file:
+        with open(f"{path}/{RECORD}", "rb") as file:
             recorded = json.load(file)
     except FileNotFoundError:
         return

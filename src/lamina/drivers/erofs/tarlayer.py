@@ -7,7 +7,7 @@ import filecmp
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
@@ -34,13 +34,25 @@ _NOT_TO_BE_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class TarLayer:
-    """A layer below the directory ``path``, staged or not. ``owners`` is what its mounts show."""
+    """A layer below the directory ``path``, staged or not. ``owners`` is what its mounts show.
 
-    __slots__ = ("owners", "path")
+    ``names`` are those of its files, where they are known; for what is about to change they are
+    not.
+    """
 
-    def __init__(self, path: str, owners: OwnerMap = UNMAPPED) -> None:
+    __slots__ = ("_names", "owners", "path")
+
+    def __init__(
+        self, path: str, owners: OwnerMap = UNMAPPED, names: Set[str] | None = None
+    ) -> None:
         self.path = path
         self.owners = owners
+        self._names = names
+
+    def _has(self, name: str) -> bool:
+        if self._names is not None:
+            return name in self._names
+        return os.path.exists(f"{self.path}/{name}")
 
     @property
     def tar(self) -> str:
@@ -65,12 +77,17 @@ class TarLayer:
     @property
     def is_complete(self) -> bool:
         """Whether the layer is one with an index."""
-        return os.path.exists(self.index)
+        return self._has("index")
+
+    @property
+    def has_tar(self) -> bool:
+        """Whether it has a tar, which a layer that is a directory has too if it came from one."""
+        return self._has("tar")
 
     @property
     def devices(self) -> list[str]:
         """The files behind the index, in the order of its device table."""
-        return [self.tar, self.beside] if os.path.exists(self.beside) else [self.tar]
+        return [self.tar, self.beside] if self._has("beside") else [self.tar]
 
     def facts(self) -> dict[str, Any]:
         """What is recorded of it: ``size``, bytes of its files, and ``diff_id``."""
@@ -83,8 +100,13 @@ class TarLayer:
 
         Raises LayerBroken where fs-verity says that a file is another one, MountError, OSError.
         """
-        sealing.check(self.path)
+        self.check_seal()
         return _open_mount(self.index, self.devices, self.owners)
+
+    def check_seal(self) -> None:
+        """Raise LayerBroken where fs-verity says that a file is not what was recorded; OSError."""
+        if self._has(sealing.RECORD):
+            sealing.check(self.path)
 
     @contextmanager
     def mounted(self) -> Iterator[str]:
@@ -227,7 +249,7 @@ class Chain:
         if len(self.layers) == 1:
             return top.open_mount()
         for layer in self.layers:
-            sealing.check(layer.path)
+            layer.check_seal()
         if not os.path.exists(top.chain):
             self._keep(staging)
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
