@@ -15,6 +15,10 @@ from lamina.kernel.memory import page_aligned
 RUN = 64 << 10
 """Zeros in a row, aligned to this, that are worth a hole. A multiple of tar's block of 512."""
 
+_WRITE = 256 << 10
+"""Bytes written at a time. For larger writes the page cache takes memory in larger pieces, such as
+are left where nobody was yet: a virtual machine has to ask its host for it, page by page."""
+
 _ZEROS = bytes(RUN)
 _WINDOW = 1 << 20  # a multiple of RUN
 
@@ -95,6 +99,6 @@ def _is_zero(piece: memoryview) -> bool:
 
 def _write_at(fd: int, data: memoryview, offset: int) -> None:
     while data:
-        count = os.pwrite(fd, data, offset)
+        count = os.pwrite(fd, data[:_WRITE], offset)
         data = data[count:]
         offset += count
