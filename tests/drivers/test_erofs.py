@@ -8,16 +8,20 @@ import os
 import resource
 import signal
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lamina.archive.erofs import beside
+from lamina.archive.erofs import Image, beside
 from lamina.archive.erofs import format as f
 from lamina.archive.tar import Entry, TarWriter, Type
+from lamina.drivers.base import Staged
 from lamina.drivers.erofs import ErofsDriver, listings, sealing
+from lamina.drivers.erofs.driver import StagedTar
+from lamina.drivers.erofs.tarlayer import merged_view
 from lamina.errors import LayerBroken, LayerInUse, LayerNotFound
 from lamina.kernel import erofs, verity
 from lamina.kernel.mountinfo import mounts_below
@@ -542,3 +546,39 @@ def test_a_recorded_digest_is_no_hindrance_where_there_is_no_fs_verity(
     Path(driver.layout.path(top, "tar")).unlink()
     with pytest.raises(LayerBroken, match="its tar is gone"):
         driver.get(top)
+
+
+# -- very many layers
+
+
+def _itself(below: Staged | None) -> Staged | None:
+    return below
+
+
+def test_an_index_is_read_once_for_all_layers_above_it(
+    driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image whose layers are unpacked side by side, and ask what lower ones have."""
+    read: list[Image] = []
+    real = Image.__init__
+
+    def init(self: Image, data: bytes, devices: Sequence[int] = ()) -> None:
+        read.append(self)
+        real(self, data, devices)
+
+    monkeypatch.setattr(Image, "__init__", init)
+    count = 40
+    below: Staged | None = None
+    with ExitStack() as stack:
+        for number in range(count):
+            files: Files = {f"d/f{number}": b"1", f"d/.wh.f{number - 20}": b"", ".wh.none": b""}
+            content = io.BytesIO(tar(files))
+            below = stack.enter_context(driver.stage(content, partial(_itself, below)))
+        assert isinstance(below, StagedTar)
+        with merged_view([below.layer, *below.below()]) as view:
+            assert view.find(b"d/f39") is not None
+            assert view.find(b"d/f19") is None, "it is whited out"
+            assert view.find(b"none") is None
+        with below.layer.image() as top:
+            assert {name for name, _ in top.entries(top.root)} == {b"d"}, "it hid nothing"
+    assert len(read) <= count

@@ -13,7 +13,7 @@ kernel mounts the two together (:mod:`lamina.kernel.erofs`) and nothing is unpac
 """
 
 from lamina.archive.erofs.builder import Built, IndexBuilder, build_index
-from lamina.archive.erofs.image import Image, open_image
+from lamina.archive.erofs.image import Image, open_devices, open_image
 from lamina.archive.erofs.inode import DeviceSlot, Extent, Inode
 from lamina.archive.erofs.layers import Layers
 from lamina.archive.erofs.merge import merge_indexes
@@ -32,5 +32,6 @@ __all__ = [
     "Written",
     "build_index",
     "merge_indexes",
+    "open_devices",
     "open_image",
 ]

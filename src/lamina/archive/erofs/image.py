@@ -13,9 +13,11 @@ compact forms that mkfs.erofs(1) writes for uncompressed trees with blocks of an
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from struct import Struct
 from typing import overload
@@ -30,6 +32,8 @@ _U32 = Struct("<I")
 _KNOWN_INCOMPAT = f.INCOMPAT_CHUNKED | f.INCOMPAT_DEVICES
 _BLOCK_BITS = range(9, 17)
 _SYMLINK_MAX = 4096
+_LISTED_MAX = 64
+"""Directories of one block that an image remembers."""
 _TYPE_BITS = 0o170000
 _TYPES = frozenset(number << 12 for number in f.FILE_TYPES)
 
@@ -52,6 +56,7 @@ class Image(Contents):
             raise InvalidArchive(f"an EROFS index with unknown features ({head.incompatible:#x})")
         super().__init__(memoryview(data), head.block_bits, devices)
         self._root_nid = head.root_nid
+        self._listed: dict[int, dict[bytes, int]] = {}
         self.inodes = head.inodes
         """How many inodes there are, as the superblock says."""
         self._build_time_ns = head.build_time * 1_000_000_000 + head.build_nanoseconds
@@ -61,9 +66,19 @@ class Image(Contents):
         if head.checksum or head.compatible & f.COMPAT_CHECKSUM:
             self._check(head.checksum)
         self.devices = self._device_table(head.devices, head.device_slot)
-        if devices and len(devices) != len(self.devices):
+        self._check_devices()
+
+    def on(self, devices: Sequence[int]) -> Image:
+        """The same index, with descriptors of its devices."""
+        other = copy.copy(self)
+        other._fds = devices
+        other._check_devices()
+        return other
+
+    def _check_devices(self) -> None:
+        if self._fds and len(self._fds) != len(self.devices):
             raise InvalidArchive(
-                f"an EROFS index of {len(self.devices)} devices, not {len(devices)}"
+                f"an EROFS index of {len(self.devices)} devices, not {len(self._fds)}"
             )
 
     def _check(self, wanted: int) -> None:
@@ -82,7 +97,7 @@ class Image(Contents):
 
     # -- inodes
 
-    @property
+    @cached_property
     def root(self) -> Inode:
         """The top directory."""
         root = self.inode(self._root_nid)
@@ -173,7 +188,14 @@ class Image(Contents):
 
     def lookup(self, directory: Inode, name: bytes) -> int | None:
         """The number of the inode called ``name`` in a directory, or None."""
+        listed = self._listed.get(directory.nid)
+        if listed is not None:
+            return listed.get(name)
         low, high = 0, self._dir_blocks(directory) - 1
+        if not high and len(self._listed) < _LISTED_MAX:  # very many layers are asked for each name
+            listed = {entry.name: entry.nid for entry in self._dir_block(directory, 0)}
+            self._listed[directory.nid] = listed
+            return listed.get(name)
         while low <= high:
             middle = (low + high) // 2
             block = self._dir_block(directory, middle)
@@ -283,9 +305,16 @@ def open_image(
     Raises InvalidArchive for an empty or a damaged one, OSError.
     """
     with open(index, "rb") as stream:
-        data = stream.read()
+        image = Image(stream.read())
+    with open_devices(image, devices) as opened:
+        yield opened
+
+
+@contextmanager
+def open_devices(image: Image, devices: Sequence[str | bytes | Path]) -> Iterator[Image]:
+    """An image read before, with its devices; the rest as :func:`open_image`."""
     with ExitStack() as stack:
-        yield Image(data, _Devices(devices, stack))
+        yield image.on(_Devices(devices, stack))
 
 
 class _Devices(Sequence[int]):

@@ -1,11 +1,13 @@
 """Some layers' indexes as one tree, without mounting them: what a layer stands on.
 
-What shows at a path is as in :mod:`lamina.archive.stack`. Costs one look-up a component and layer.
+What shows at a path is as in :mod:`lamina.archive.stack`. Costs one look-up a component and layer,
+from the top down to the layer that decides; those below it are not even opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from lamina.archive.erofs.attributes import OPAQUE, content_attributes
 from lamina.archive.erofs.image import Image
@@ -14,11 +16,17 @@ from lamina.archive.erofs.node import Node
 
 
 class Found:
-    """An inode that shows in some layers, and the image it is in."""
+    """An inode that shows in some layers, and the image it is in.
 
-    def __init__(self, image: Image, inode: Inode) -> None:
+    ``opened`` gives that image with its devices, if ``image`` has none.
+    """
+
+    def __init__(
+        self, image: Image, inode: Inode, opened: Callable[[], Image] | None = None
+    ) -> None:
         self.image = image
         self.inode = inode
+        self._opened = opened
 
     @property
     def is_directory(self) -> bool:
@@ -37,21 +45,33 @@ class Found:
 
     def content(self) -> Iterator[bytes | memoryview]:
         """The bytes of a regular file."""
-        return self.image.pieces(self.inode)
+        image = self.image if self._opened is None else self._opened()
+        return image.pieces(self.inode)
 
 
 class Layers:
-    """The merged view of layers, topmost first; one merged index does as well."""
+    """The merged view of layers, topmost first; one merged index does as well.
 
-    def __init__(self, images: Sequence[Image]) -> None:
+    ``opened`` gives the image of a number with its devices, where ``images`` have none.
+    """
+
+    def __init__(
+        self, images: Sequence[Image], opened: Callable[[int], Image] | None = None
+    ) -> None:
         self._images = images
+        self._opened = opened
 
     def find(self, path: bytes) -> Found | None:
         """What shows at a clean path (``b""`` is the top), or None; links are not followed."""
-        here = [Found(image, image.root) for image in self._images]
-        for part in path.split(b"/") if path else ():
-            here = list(_enter(here, part))
-        return here[0] if here else None
+        parts = path.split(b"/") if path else []
+        for number, image in enumerate(self._images):
+            inode, decided = _look(image, parts)
+            if inode is not None:
+                opened = self._opened
+                return Found(image, inode, opened and partial(opened, number))
+            if decided:
+                return None
+        return None
 
     def names(self) -> list[bytes]:
         """The names that show at the top, sorted."""
@@ -62,19 +82,17 @@ class Layers:
         return sorted(name for name, shows in shown.items() if shows)
 
 
-def _enter(directories: Sequence[Found], name: bytes) -> Iterator[Found]:
-    """What shows under a name of a directory that is merged of several: the topmost, and the
-    directories that merge with it."""
-    for directory in directories:
-        image = directory.image
-        if not directory.is_directory:
-            return
-        nid = image.lookup(directory.inode, name)
+def _look(image: Image, parts: Sequence[bytes]) -> tuple[Inode | None, bool]:
+    """What one layer has at a path; if nothing, whether it hides what lower layers have there."""
+    inode, opaque = image.root, False
+    for part in parts:
+        if not inode.is_directory:
+            return None, True
+        nid = image.lookup(inode, part)
         if nid is None:
-            continue
+            return None, opaque
         inode = image.inode(nid)
         if inode.is_whiteout:
-            return
-        yield Found(image, inode)
-        if not inode.is_directory or image.xattrs(inode).get(OPAQUE) == b"y":
-            return
+            return None, True
+        opaque = opaque or (inode.is_directory and image.xattrs(inode).get(OPAQUE) == b"y")
+    return inode, True

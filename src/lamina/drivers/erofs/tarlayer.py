@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, overload
 
 from lamina.drivers.base import Content
 from lamina.drivers.erofs import sealing
@@ -30,6 +30,9 @@ Staging: TypeAlias = Callable[[], AbstractContextManager[str]]
 """Gives a directory to make something in, for a block."""
 
 _READ_ONLY = 0o444
+_KEPT_INDEX = 1 << 16
+"""Bytes of an index, of 500 entries or so, that is read once for all layers above it: of an image
+with very many layers most are small."""
 _NOT_TO_BE_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
@@ -40,7 +43,7 @@ class TarLayer:
     not.
     """
 
-    __slots__ = ("_names", "owners", "path")
+    __slots__ = ("_kept", "_names", "owners", "path")
 
     def __init__(
         self, path: str, owners: OwnerMap = UNMAPPED, names: Set[str] | None = None
@@ -48,6 +51,7 @@ class TarLayer:
         self.path = path
         self.owners = owners
         self._names = names
+        self._kept: Image | None = None
 
     def _has(self, name: str) -> bool:
         if self._names is not None:
@@ -117,10 +121,23 @@ class TarLayer:
     @contextmanager
     def image(self) -> Iterator[Image]:
         """Its index and contents, to be read without a mount."""
-        from lamina.archive.erofs import open_image
+        from lamina.archive.erofs import open_devices
 
-        with open_image(self.index, self.devices) as image:
+        with open_devices(self.read_index(), self.devices) as image:
             yield image
+
+    def read_index(self) -> Image:
+        """Its index alone; a small one is kept in memory for the next time."""
+        from lamina.archive.erofs import Image
+
+        if self._kept is not None:
+            return self._kept
+        with open(self.index, "rb") as stream:
+            data = stream.read()
+        image = Image(data)
+        if len(data) <= _KEPT_INDEX:
+            self._kept = image
+        return image
 
     def write_tar(
         self,
@@ -307,11 +324,33 @@ class Chain:
 
 @contextmanager
 def merged_view(layers: Sequence[TarLayer]) -> Iterator[Below]:
-    """The tree that some layers show, topmost first."""
+    """The tree that some layers show, topmost first; an index is read when it is first asked."""
     from lamina.archive.erofs import Layers
 
     with ExitStack() as stack:
-        yield Layers([stack.enter_context(layer.image()) for layer in layers])
+        yield Layers(_Indexes(layers), lambda number: stack.enter_context(layers[number].image()))
+
+
+class _Indexes(Sequence["Image"]):
+    """The indexes of layers, each read when it is first asked for."""
+
+    def __init__(self, layers: Sequence[TarLayer]) -> None:
+        self._layers = layers
+        self._images: list[Image] = []
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @overload
+    def __getitem__(self, number: int) -> Image: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Image]: ...
+    def __getitem__(self, number: int | slice) -> Image | list[Image]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        for layer in self._layers[len(self._images) : number + 1]:
+            self._images.append(layer.read_index())
+        return self._images[number]
 
 
 class _Digest(Protocol):
