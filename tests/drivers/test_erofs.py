@@ -383,6 +383,63 @@ def test_files_are_got_without_a_mount(
         getter.close()
 
 
+# -- made ahead
+
+
+def test_what_was_prepared_is_mounted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make()
+    top = _fill(driver, 4)
+    driver.prepare(LayerId("layer-0"))
+    assert not Path(driver.layout.path(LayerId("layer-0"), "chain")).exists(), "it is one layer"
+    driver.prepare(top)
+    chain = Path(driver.layout.path(top, "chain"))
+    made = chain.stat()
+    driver.prepare(top)
+    box = LayerId("box")
+    driver.create_read_write(box, top)
+    driver.prepare(box)
+    for id in (top, box):
+        with make().mounted(id) as root:
+            assert _holds(root, 4)
+    assert (chain.stat().st_ino, chain.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+    assert mounts_below(driver.home) == []
+    driver.remove(box)
+    driver.remove(top)  # nothing refers to it any more
+    with pytest.raises(LayerNotFound):
+        driver.prepare(top)
+
+
+def test_preparing_on_a_full_disk_leaves_nothing(tmpfs_small: Path) -> None:
+    need_filesystem("erofs")
+    with _drivers(tmpfs_small) as make:
+        driver = make()
+        top = _fill(driver, 6)
+        with pytest.raises(OSError), open(tmpfs_small / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(OSError):
+            driver.prepare(top)
+        assert not Path(driver.layout.path(top, "chain")).exists()
+        for own in (driver.home / "staging").iterdir():
+            assert not own.is_dir() or list(own.iterdir()) == []
+
+
+def test_indexes_count_once_and_go_with_their_layer(driver: ErofsDriver) -> None:
+    top = _fill(driver, 3)
+    place = Path(driver.layout.path(top, ""))
+    before, beside = driver.usage(top), driver.overhead(top)
+    assert beside == (place / "index").stat().st_size
+    driver.prepare(top)
+    chain = (place / "chain").stat()
+    after = driver.usage(top)
+    assert (after.size - before.size, after.inodes - before.inodes) == (chain.st_blocks * 512, 1)
+    assert driver.overhead(top) == beside + chain.st_size
+    driver.remove(top)
+    assert not place.exists()
+    assert driver.overhead(top) == 0
+    assert list(driver.home.rglob("chain")) == []
+
+
 # -- several at once, and death
 
 

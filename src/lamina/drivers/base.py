@@ -323,6 +323,16 @@ class Driver(ABC):
             OSError: the unmount failed (EBUSY: someone has a file open in the mount).
         """
 
+    def prepare(self, id: LayerId) -> None:
+        """Make ahead, and keep, what the first :meth:`get` of the layer or of one on it would make.
+
+        Mounts nothing; for those who have time, while something is waited for. A layer is got as
+        well without it. Costs what that :meth:`get` is spared, in most drivers nothing.
+
+        Raises as :meth:`get`, also where the disk is full; nothing is left then.
+        """
+        return  # most make nothing
+
     @contextmanager
     def mounted(self, id: LayerId, mount_label: str = "") -> Iterator[Path]:
         """:meth:`get` and :meth:`put` around a block."""
@@ -508,6 +518,13 @@ class Driver(ABC):
         """
         parent = self.parent(id)
         return DiskUsage(self.diff_size(id, parent), len(self.changes(id, parent)))
+
+    def overhead(self, id: LayerId) -> int:
+        """Bytes of what is kept for a layer beside its files, and made again if it is gone.
+
+        0 for a layer that is not there.
+        """
+        return 0
 
     def contents(self, id: LayerId) -> Iterator[Content]:
         """Where the contents of the layer's own regular files lie, each file once.

@@ -228,7 +228,8 @@ class Store:
         several platforms the one for ``platform`` (``linux/arm64``; by default this machine's) is
         taken. ``keep_blobs`` keeps the layers' blobs too, so that the image goes out again with
         the same digests; they take room beside the layers. ``loaded`` is called
-        with each image that is there now, and the names it got.
+        with each image that is there now, and the names it got. What the first container on an
+        image would have to make (:meth:`Driver.prepare`) is made too.
 
         Raises:
             InvalidImage, InvalidArchive, DigestMismatch: something is not what it should be.

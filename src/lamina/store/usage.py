@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from lamina.drivers.registry import driver_class
 from lamina.errors import ContainerNotFound, LayerNotFound
 from lamina.store.containers import Containers
 from lamina.store.core import Core
@@ -56,6 +57,8 @@ class Usage:
     images: list[ImageUsage]
     containers: list[ContainerUsage]
     layers: int
+    indexes: int
+    """What drivers keep beside the layers' files (:meth:`Driver.overhead`)."""
     blobs: int
     downloads: int
     """What interrupted pulls have fetched, and those that go on."""
@@ -67,7 +70,7 @@ class Usage:
     def total(self) -> int:
         """Everything."""
         own = sum(box.writable + box.snapshots for box in self.containers)
-        return self.layers + self.blobs + self.downloads + own
+        return self.layers + self.indexes + self.blobs + self.downloads + own
 
 
 _IMAGE_LAYERS = """
@@ -102,6 +105,7 @@ def usage(core: Core) -> Usage:
             containers.append(container_usage(core, box.id))
     with core.db.read() as tx:
         layers = tx.value("SELECT coalesce(sum(size), 0) FROM layers WHERE kind = 'image'")
+        every = tx.rows("SELECT driver, id FROM layers")
     dangling = sum(image.unique for image in images if not image.names and not image.containers)
     stopped = sum(box.writable for box in containers)
     downloads = Downloads(core.root / "downloads").size()
@@ -109,10 +113,16 @@ def usage(core: Core) -> Usage:
         images=images,
         containers=containers,
         layers=layers,
+        indexes=sum(_overhead(core, driver, id) for driver, id in every),
         blobs=sum(map(core.blobs.size, core.blobs.digests())),
         downloads=downloads,
         reclaimable=dangling + stopped + downloads,
     )
+
+
+def _overhead(core: Core, driver: str, id: LayerId) -> int:
+    """:meth:`Driver.overhead`, without opening the drivers that have none."""
+    return core.driver_named(driver).overhead(id) if driver_class(driver).keeps_tars else 0
 
 
 def image_usage(core: Core) -> list[ImageUsage]:

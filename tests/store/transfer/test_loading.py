@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
+import lamina.archive.erofs
 from lamina.errors import (
     BlobNotFound,
     DigestMismatch,
@@ -24,9 +27,11 @@ from lamina.oci.descriptor import Descriptor, described
 from lamina.oci.layout import LayoutDirectory
 from lamina.oci.manifest import Manifest
 from lamina.store import Store
+from lamina.store.core import Core
 from lamina.types import Digest
 from tests.oci.images import Made, index, made_diff_ids, make, put, tar
 from tests.store.conftest import MakeStore
+from tests.support import need_filesystem
 
 LAYERS = ({"etc/motd": b"one", "etc/gone": b"x"}, {"etc/.wh.gone": b""}, {"srv/a": b"a" * 5000})
 
@@ -268,6 +273,93 @@ def test_a_hostile_layer_is_refused(store: Store, layout: LayoutDirectory) -> No
     with closing(layout), pytest.raises(InvalidArchive, match=r"\.\."):
         store.load(layout)
     assert is_empty(store)
+
+
+# -- made ready for its first container
+
+
+def chains(store: Store) -> dict[str, int]:
+    """The merged indexes: the layer's id, and the file's inode."""
+    return {p.parent.name: p.stat().st_ino for p in store.root.glob("erofs/layers/*/chain")}
+
+
+@pytest.fixture
+def erofs_store(tmp_path: Path) -> Iterator[Store]:
+    need_filesystem("erofs")
+    with Store(tmp_path / "root", run=tmp_path / "run", driver="erofs") as store:
+        yield store
+
+
+@pytest.mark.root
+def test_the_index_of_a_chain_is_there_before_the_first_container(
+    erofs_store: Store, tmp_path: Path
+) -> None:
+    store = erofs_store
+    with closing(LayoutDirectory.create(tmp_path / "more")) as layout:
+        put(layout, make(*LAYERS), "docker.io/library/more:latest")
+        (more,) = store.load(layout)
+    before = chains(store)
+    assert set(before) == {more.layers[-1].id}
+    assert files(store, "more") == {"etc/motd": b"one", "srv/a": b"a" * 5000}
+    assert chains(store) == before
+    with closing(LayoutDirectory.create(tmp_path / "base")) as layout:
+        put(layout, make(*LAYERS[:2]), "docker.io/library/base:latest")
+        (base,) = store.load(layout)  # its layers are there
+    assert set(chains(store)) == {more.layers[-1].id, base.layers[-1].id}
+    used = store.usage().indexes
+    store.remove_image("more")
+    assert set(chains(store)) == {base.layers[-1].id}
+    assert store.usage().indexes < used
+    store.remove_image("base")
+    assert chains(store) == {}
+    assert store.usage().indexes == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+def test_an_image_that_can_not_be_made_ready_is_loaded_all_the_same(
+    erofs_store: Store, layout: LayoutDirectory, fault: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(images: object, out: int, *, identity: str) -> None:
+        os.write(out, b"something")
+        raise OSError(fault, os.strerror(fault))
+
+    put(layout, make(*LAYERS), "docker.io/library/more:latest")
+    with monkeypatch.context() as patch, closing(layout):
+        patch.setattr(lamina.archive.erofs, "merge_indexes", full)
+        erofs_store.load(layout)
+    assert chains(erofs_store) == {}
+    assert not [*erofs_store.root.glob("erofs/staging/*/*")]
+    assert files(erofs_store, "more") == {"etc/motd": b"one", "srv/a": b"a" * 5000}
+    assert len(chains(erofs_store)) == 1
+
+
+@pytest.mark.root
+def test_an_end_while_it_is_made_ready_leaves_nothing(
+    erofs_store: Store, layout: LayoutDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    real = lamina.archive.erofs.merge_indexes
+
+    def merge(*args: Any, **options: Any) -> object:
+        begun.set()
+        go_on.wait()
+        return real(*args, **options)
+
+    def interrupted(core: Core) -> None:
+        if threading.current_thread() is threading.main_thread():  # others sync while layers come
+            begun.wait()
+            go_on.set()
+            raise KeyboardInterrupt
+
+    put(layout, make(*LAYERS), "docker.io/library/more:latest")
+    monkeypatch.setattr(lamina.archive.erofs, "merge_indexes", merge)
+    monkeypatch.setattr(Core, "sync_content", interrupted)
+    with closing(layout), pytest.raises(KeyboardInterrupt):
+        erofs_store.load(layout)
+    assert is_empty(erofs_store)
+    assert list(erofs_store.driver.ids()) == []
+    assert not [*erofs_store.root.glob("erofs/staging/*/*")]
 
 
 @pytest.mark.root

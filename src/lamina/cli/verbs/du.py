@@ -80,6 +80,8 @@ def _print(usage: Usage) -> None:
         ]
         output.print_table(["CONTAINER", "CONTAINER ID", "WRITTEN", "SNAPSHOTS", "BASE"], rows)
         print()
+    if usage.indexes:
+        print(f"Indexes by which layers are mounted: {output.size(usage.indexes)}")
     if usage.downloads:
         print(f"Downloads of interrupted pulls: {output.size(usage.downloads)}")
     print(f"Total: {output.size(usage.total)}, reclaimable: {output.size(usage.reclaimable)}")
@@ -109,6 +111,7 @@ def _described(usage: Usage) -> dict[str, object]:
             for box in usage.containers
         ],
         "layers": usage.layers,
+        "indexes": usage.indexes,
         "blobs": usage.blobs,
         "downloads": usage.downloads,
         "total": usage.total,

@@ -213,6 +213,17 @@ class ErofsDriver(OverlayDriver):
             os.close(fd)
         return True
 
+    def prepare(self, id: LayerId) -> None:
+        """See :meth:`Driver.prepare`: the merged index."""
+        release = self._hold(id)  # what is made is put into its directory
+        try:
+            chain = self.layout.chain(id)
+            tars = self._tars_at_bottom([self._tar_layer(each) for each in (id, *chain.layers)])
+            if tars and chain.base is None:
+                TarChain(tars).prepare(self.layout.staging.directory)
+        finally:
+            release()
+
     def mounts(self, id: LayerId, *, readonly: bool = False) -> list[Mount]:
         """See :meth:`Driver.mounts`: a bind of the driver's own mount where EROFS is below it."""
         chain = self.layout.chain(id)
@@ -413,8 +424,13 @@ class ErofsDriver(OverlayDriver):
         layer = self._tar_layer(id)
         if not layer.is_complete:
             return super().usage(id)
-        files = [os.stat(path) for path in (*layer.devices, layer.index)]
+        with self._there(id):
+            files = [*map(os.stat, layer.devices), *layer.indexes()]
         return DiskUsage(sum(file.st_blocks for file in files) * 512, len(files))
+
+    def overhead(self, id: LayerId) -> int:
+        """See :meth:`Driver.overhead`: its index, and that of its chain."""
+        return sum(file.st_size for file in self._tar_layer(id).indexes())
 
     def diff_getter(self, id: LayerId) -> FileGetter:
         """See :meth:`Driver.diff_getter`. Takes no mount."""

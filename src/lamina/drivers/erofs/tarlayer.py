@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, overload
 
@@ -202,6 +202,12 @@ class TarLayer:
             if recorded.get(name, digest) != digest:
                 raise LayerBroken(os.path.basename(self.path), f"its {name} is not what it was")
 
+    def indexes(self) -> Iterator[os.stat_result]:
+        """What is known of its indexes, that of the chain among them if there is one."""
+        for path in (self.index, self.chain):
+            with suppress(FileNotFoundError):
+                yield os.stat(path)
+
     def contents(self) -> Iterator[Content]:
         """Where the contents of its files lie, and the tar as a whole first."""
         yield Content(b"", self.tar, 0, os.stat(self.tar).st_size)
@@ -265,12 +271,18 @@ class Chain:
         top = self.layers[0]
         if len(self.layers) == 1:
             return top.open_mount()
-        for layer in self.layers:
-            layer.check_seal()
-        if not os.path.exists(top.chain):
-            self._keep(staging)
+        self.prepare(staging)
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
         return _open_mount(top.chain, devices, top.owners)
+
+    def prepare(self, staging: Staging) -> None:
+        """Make the index, if one is needed and not there. Raises as :meth:`open_mount`."""
+        if len(self.layers) == 1:
+            return
+        for layer in self.layers:
+            layer.check_seal()
+        if not os.path.exists(self.layers[0].chain):
+            self._keep(staging)
 
     @contextmanager
     def mounted(self, staging: Staging) -> Iterator[str]:

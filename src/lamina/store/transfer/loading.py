@@ -19,6 +19,7 @@ from lamina.store.layers import Layer, Layers
 from lamina.store.making import Making, making
 from lamina.store.transfer import known
 from lamina.store.transfer.keeping import keep_blobs
+from lamina.store.transfer.preparing import prepare, prepared
 from lamina.store.transfer.resolving import Part, resolve
 from lamina.store.transfer.stopping import Stop, locked
 from lamina.store.work import Work
@@ -132,6 +133,8 @@ class Loading:
             held = self._hold(parts, work)
             missing = parts[len(held) :]
             if not missing:
+                if held:
+                    prepare(self._core.driver, held[-1].id)
                 return held[-1] if held else None
             below = held[-1].id if held else None
             try:
@@ -193,6 +196,7 @@ class Loading:
                 core.splits.keep(arrival.split, made.id)
                 layers.append((made, _layer(arrival, made, below)))
                 below = made.id
+            stack.enter_context(prepared(core, layers[-1][1].id))
             core.sync_content()
             with core.db.write(durable=core.durable) as tx:
                 for (made, layer), arrival in zip(layers, arrivals, strict=True):
