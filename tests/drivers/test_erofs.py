@@ -260,6 +260,36 @@ def _too_large_an_attribute() -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.parametrize("content", ["an index", "a directory"])
+def test_what_is_for_another_parent_is_applied_to_a_fixed_layer(
+    tmpfs_small: Path, content: str
+) -> None:
+    need_filesystem("erofs")
+    with _drivers(tmpfs_small) as make:
+        driver = make()
+        below, other, id = LayerId("below"), LayerId("other"), LayerId("layer")
+        for name, files in ((below, {"d/low": b"1", "gone": b"1"}), (other, {"gone": b"1"})):
+            driver.create(name)
+            driver.apply(name, None, io.BytesIO(tar(files)))
+        driver.create(id, below)
+        data = tar({"f": b"1", "g": b"1"}) if content == "an index" else _too_large_an_attribute()
+        driver.apply(id, below, io.BytesIO(data))
+        assert ("UpperDir" in driver.metadata(id)) == (content == "a directory")
+        with driver.mounted(id):
+            pass  # a merged index of before is not to be seen again
+        driver.apply(id, other, io.BytesIO(tar({".wh.gone": b"", "f": b"2", "d/new": b"3"})))
+        with driver.mounted(id) as root:
+            assert (root / "f").read_text() == "2"
+            assert {path.name for path in (root / "d").iterdir()} == {"low", "new"}
+            assert not (root / "gone").exists()
+            assert (root / "g").exists() == (content == "an index")
+        with driver.diff(id, below) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            names = {name.removeprefix("./") for name in archive.getnames()}
+        assert {"f", "d/new", ".wh.gone"} <= names
+        assert "d/low" not in names
+        assert mounts_below(driver.home) == []
+
+
 class _Sink:
     """An observer that keeps every byte."""
 

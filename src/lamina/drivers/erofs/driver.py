@@ -269,12 +269,13 @@ class ErofsDriver(OverlayDriver):
     ) -> Unpacked:
         """See :meth:`Driver.apply`."""
         chain = self.layout.chain(id)
-        if parent != chain.parent or chain.base is not None:
+        fixed = self._is_fixed(self._tar_layer(id))  # what is for another parent can't be written
+        if chain.base is not None or (parent != chain.parent and not fixed):
             return super().apply(id, parent, stream, observer=observer, options=options)
         with self._there(id):
-            below = id if self._is_filled(self._tar_layer(id)) else parent
+            below = id if fixed or self._is_filled(self._tar_layer(id)) else parent
         with self.stage(stream, lambda: below, observer=observer, options=options) as staged:
-            self.place(id, parent, staged)
+            self.place(id, chain.parent, staged)
             return staged.unpacked
 
     @contextmanager
