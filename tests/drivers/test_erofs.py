@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamina.archive.erofs import Image, beside
 from lamina.archive.erofs import format as f
 from lamina.archive.tar import Entry, TarWriter, Type
-from lamina.drivers.base import Staged
+from lamina.drivers.base import Driver, Staged
 from lamina.drivers.erofs import ErofsDriver, listings, sealing
 from lamina.drivers.erofs.driver import StagedTar
 from lamina.drivers.erofs.tarlayer import merged_view
-from lamina.errors import LayerBroken, LayerInUse, LayerNotFound
+from lamina.drivers.overlay import OverlayDriver
+from lamina.errors import LayerBroken, LayerInUse, LayerNotFound, MountError
 from lamina.kernel import erofs, verity
+from lamina.kernel.mount import FsContext
 from lamina.kernel.mountinfo import mounts_below
 from lamina.kernel.remove import remove_tree
 from lamina.types import LayerId
@@ -171,14 +174,12 @@ def test_more_than_an_index_holds_is_mounted_one_by_one(
 def test_a_kernel_that_refuses_the_chain_gets_the_layers(
     driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamina.errors import MountError
-
     real = erofs.open_mount
 
-    def few(index: str, devices: list[str]) -> int:
+    def few(index: str, devices: list[str], **options: Any) -> int:
         if len(devices) > 2:
             raise MountError(28, "erofs", index)
-        return real(index, devices)
+        return real(index, devices, **options)
 
     monkeypatch.setattr(erofs, "open_mount", few)
     top = _fill(driver, 6)
@@ -268,9 +269,9 @@ def test_what_is_for_another_parent_is_applied_to_a_fixed_layer(
     with _drivers(tmpfs_small) as make:
         driver = make()
         below, other, id = LayerId("below"), LayerId("other"), LayerId("layer")
-        for name, files in ((below, {"d/low": b"1", "gone": b"1"}), (other, {"gone": b"1"})):
+        for name in (below, other):
             driver.create(name)
-            driver.apply(name, None, io.BytesIO(tar(files)))
+            driver.apply(name, None, io.BytesIO(tar({"d/low": b"1", "gone": b"1"})))
         driver.create(id, below)
         data = tar({"f": b"1", "g": b"1"}) if content == "an index" else _too_large_an_attribute()
         driver.apply(id, below, io.BytesIO(data))
@@ -331,6 +332,44 @@ def test_the_tar_is_whole_where_its_middle_has_no_place(
     assert seen.data == out.getvalue()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_label_is_an_option_of_the_mount(
+    make: Make, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the kernel says the same to it as on overlayfs: without SELinux it knows no labels."""
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    given: list[tuple[str, str]] = []
+    real = FsContext.string
+
+    def string(self: FsContext, key: str, value: Any) -> None:
+        if key == "context":
+            given.append((self.fstype, value))
+        real(self, key, value)
+
+    monkeypatch.setattr(FsContext, "string", string)
+    driver, overlay = make(), OverlayDriver(tmp_path / "overlay", tmp_path / "overlay-run")
+    top = _fill(driver, count)
+    overlay.create(LayerId("below"))
+    overlay.create_read_write(LayerId("box"), LayerId("below"))
+    refusals = [_refusal(overlay, LayerId("box"), label), _refusal(driver, top, label)]
+    assert refusals[0] == refusals[1]
+    assert ("overlay", label) in given
+    assert ("erofs", label) in given
+    assert mounts_below(driver.home) == []
+    with driver.mounted(top) as root:
+        assert _holds(root, count)
+
+
+def _refusal(driver: Driver, id: LayerId, label: str) -> int | None:
+    """The errno with which the kernel refuses a label, if it does."""
+    try:
+        with driver.mounted(id, label) as root:
+            assert os.getxattr(root, "security.selinux").startswith(label.encode())
+    except MountError as error:
+        return error.errno
+    return None
+
+
 def test_nothing_is_mounted_after_the_last_put(make: Make) -> None:
     one, two = make(), make()
     top = _fill(one, 3)
@@ -350,7 +389,7 @@ def test_loop_devices_go_with_the_last_put(
     directory: Path = request.getfixturevalue(place)
     real = erofs.open_mount
     monkeypatch.setattr(
-        erofs, "open_mount", lambda index, devices: real(index, devices, use_loop=True)
+        erofs, "open_mount", lambda *args, **options: real(*args, use_loop=True, **options)
     )
     with _drivers(directory) as make:
         driver = make()

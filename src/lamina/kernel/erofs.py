@@ -42,23 +42,25 @@ def open_mount(
     *,
     attr: int = MOUNT_ATTR_RDONLY,
     use_loop: bool | None = None,
+    label: str = "",
 ) -> int:
     """A detached mount of ``index`` with its ``devices``, in the order of its device table.
 
     For :func:`lamina.kernel.mount.move_mount`; gone when the descriptor is closed without one.
-    ``attr`` is MOUNT_ATTR_*. ``use_loop`` None: plain files, and loop devices where the kernel
-    won't. Needs the new mount API, which every kernel has that reads such an index. Raises
-    MountError, OSError.
+    ``attr`` is MOUNT_ATTR_*. ``label`` is an SELinux context for all files; a kernel without
+    SELinux refuses it, on any file system. ``use_loop`` None: plain files, and loop devices where
+    the kernel won't. Needs the new mount API, which every kernel has that reads such an index.
+    Raises MountError, OSError.
     """
     if use_loop is not None:
-        return (_open_by_loops if use_loop else _open_mount)(index, devices, attr)
+        return (_open_by_loops if use_loop else _open_mount)(index, devices, attr, label)
     try:
-        return _open_mount(index, devices, attr)
+        return _open_mount(index, devices, attr, label)
     except MountError as error:
         if error.errno not in _WANTS_LOOP:
             raise
         try:
-            return _open_by_loops(index, devices, attr)
+            return _open_by_loops(index, devices, attr, label)
         except FileNotFoundError:
             error.kernel_log += ("no loop devices either: modprobe loop",)
             raise error from None
@@ -128,13 +130,15 @@ def way_to_mount(index: AnyPath, devices: Sequence[AnyPath] = ()) -> str:
     return "file"
 
 
-def _open_mount(index: AnyPath, devices: Sequence[AnyPath], attr: int) -> int:
+def _open_mount(index: AnyPath, devices: Sequence[AnyPath], attr: int, label: str) -> int:
     fds: list[int] = []
     try:
         with FsContext(FSTYPE, index) as context:
             context.string("source", _name(index, fds))
             for device in devices:
                 context.string("device", _name(device, fds))
+            if label:
+                context.string("context", label)
             context.flag("ro")
             context.create()
             return context.mount(attr)
@@ -152,7 +156,7 @@ def _name(path: AnyPath, fds: list[int]) -> bytes:
     return b"/proc/self/fd/%d" % fds[-1]
 
 
-def _open_by_loops(index: AnyPath, devices: Sequence[AnyPath], attr: int) -> int:
+def _open_by_loops(index: AnyPath, devices: Sequence[AnyPath], attr: int, label: str) -> int:
     """The same on loop devices; once mounted, the mount alone holds them."""
     fds: list[int] = []
     try:
@@ -161,7 +165,7 @@ def _open_by_loops(index: AnyPath, devices: Sequence[AnyPath], attr: int) -> int
             fd, name = loop.attach(path)
             fds.append(fd)
             names.append(name)
-        return _open_mount(names[0], names[1:], attr)
+        return _open_mount(names[0], names[1:], attr, label)
     finally:
         for fd in fds:
             os.close(fd)

@@ -180,7 +180,7 @@ class ErofsDriver(OverlayDriver):
             self._check_chain(id, chain)
         os.makedirs(merged, mode=0o700, exist_ok=True)
         only_tars = len(tars) > len(chain.layers) and chain.base is None
-        if not only_tars or not self._mount_chain(tars, merged):
+        if not only_tars or not self._mount_chain(tars, merged, mount_label):
             whole = Chain((id, *chain.layers), chain.base)
             with self._trees(whole, bottom=not only_tars) as trees:
                 if len(trees) == 1:  # overlayfs wants two
@@ -194,14 +194,14 @@ class ErofsDriver(OverlayDriver):
         """Whether the layer can't be written: it has a tar, which :meth:`diff` gives back."""
         return layer.is_complete or layer.has_tar
 
-    def _mount_chain(self, tars: list[TarLayer], target: str) -> bool:
+    def _mount_chain(self, tars: list[TarLayer], target: str, label: str) -> bool:
         """Mount a chain of tars as one; False where that is more than the format, the kernel or
         the disk takes.
 
         One layer is never too much.
         """
         try:
-            fd = TarChain(tars).open_mount(self.layout.staging.directory)
+            fd = TarChain(tars).open_mount(self.layout.staging.directory, label)
         except _TOO_MUCH as error:
             if len(tars) == 1:
                 raise

@@ -99,13 +99,15 @@ class TarLayer:
             found: dict[str, Any] = json.load(file)
             return found
 
-    def open_mount(self) -> int:
+    def open_mount(self, label: str = "") -> int:
         """A detached mount of it alone, with overlayfs's marks for whiteouts.
+
+        ``label`` is an SELinux context, or "".
 
         Raises LayerBroken where fs-verity says that a file is another one, MountError, OSError.
         """
         self.check_seal()
-        return _open_mount(self.index, self.devices, self.owners)
+        return _open_mount(self.index, self.devices, self.owners, label)
 
     def check_seal(self) -> None:
         """Raise LayerBroken where fs-verity says that a file is not what was recorded; OSError."""
@@ -239,8 +241,8 @@ class TarLayer:
                 pass
 
 
-def _open_mount(index: str, devices: list[str], owners: OwnerMap) -> int:
-    fd = erofs.open_mount(index, devices)
+def _open_mount(index: str, devices: list[str], owners: OwnerMap, label: str) -> int:
+    fd = erofs.open_mount(index, devices, label=label)
     try:
         owners.apply(fd, index)
     except BaseException:
@@ -263,17 +265,17 @@ class Chain:
     def __init__(self, layers: Sequence[TarLayer]) -> None:
         self.layers = layers
 
-    def open_mount(self, staging: Staging) -> int:
+    def open_mount(self, staging: Staging, label: str = "") -> int:
         """A detached mount; the index is made in a directory of ``staging`` if it is not there.
 
         Raises MountError, also where there is no room for the index; LayerUnsupported, LayerBroken.
         """
         top = self.layers[0]
         if len(self.layers) == 1:
-            return top.open_mount()
+            return top.open_mount(label)
         self.prepare(staging)
         devices = [device for layer in reversed(self.layers) for device in layer.devices]
-        return _open_mount(top.chain, devices, top.owners)
+        return _open_mount(top.chain, devices, top.owners, label)
 
     def prepare(self, staging: Staging) -> None:
         """Make the index, if one is needed and not there. Raises as :meth:`open_mount`."""
