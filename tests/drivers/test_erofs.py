@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import resource
+import shutil
 import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from lamina.drivers.erofs import ErofsDriver, listings, sealing
 from lamina.drivers.erofs.driver import StagedTar
 from lamina.drivers.erofs.tarlayer import merged_view
 from lamina.drivers.overlay import OverlayDriver
-from lamina.errors import LayerBroken, LayerInUse, LayerNotFound, MountError
+from lamina.drivers.stacking import StackingDriver
+from lamina.errors import InvalidArchive, LayerBroken, LayerInUse, LayerNotFound, MountError
 from lamina.kernel import erofs, verity
 from lamina.kernel.mount import FsContext
 from lamina.kernel.mountinfo import mounts_below
@@ -507,6 +511,83 @@ def test_indexes_count_once_and_go_with_their_layer(driver: ErofsDriver) -> None
     assert not place.exists()
     assert driver.overhead(top) == 0
     assert list(driver.home.rglob("chain")) == []
+
+
+# -- changes
+
+
+def _random_layer(chance: random.Random) -> bytes:
+    """A tar of what may happen to a few names: replaced types, marks, links, attributes."""
+    names = [b"a", b"b", b"d/a", b"d/b", b"d/e/a", b"d/e/b"]
+    files: list[bytes] = []
+    out = io.BytesIO()
+    writer = TarWriter(out)
+    for name in chance.sample([b"d", b"d/e", *names], 6):
+        mode, times = chance.choice([0o755, 0o644]), chance.choice([1, 10**9, 10**9 + 5])
+        uid = chance.choice([0, 0, 7])
+        xattrs = chance.choice([{}, {}, {"trusted.x": b"1"}, {"trusted.x": b"2"}])
+        head, _, base = name.rpartition(b"/")
+        mark = (head + b"/" if head else b"") + b".wh." + base
+        kind = chance.randrange(7)
+        if kind == 0:
+            writer.add(Entry(mark), iter([]))
+        elif name in (b"d", b"d/e"):
+            writer.add(Entry(name, Type.DIRECTORY, mode=mode, uid=uid, xattrs=xattrs), iter([]))
+            if kind == 1:
+                writer.add(Entry(name + b"/.wh..wh..opq"), iter([]))
+        elif kind == 1:
+            target = chance.choice([b"x", b"y"])
+            writer.add(Entry(name, Type.SYMLINK, linkname=target, mtime_ns=times), iter([]))
+        elif kind == 2:
+            writer.add(Entry(name, Type.CHARACTER, devmajor=1, devminor=uid), iter([]))
+        elif kind == 3 and files:
+            writer.add(Entry(name, Type.HARDLINK, linkname=chance.choice(files)), iter([]))
+        else:
+            data = chance.choice([b"", b"1", b"22"])
+            entry = Entry(name, size=len(data), mode=mode, uid=uid, mtime_ns=times, xattrs=xattrs)
+            writer.add(entry, iter([data]))
+            files.append(name)
+    writer.close()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_changes_are_told_without_a_mount_as_by_one(
+    driver: ErofsDriver, prepared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance, chain = random.Random(5), list[LayerId]()
+    while len(chain) < 40:
+        id, parent = LayerId(f"layer-{len(chain)}"), chain[-1] if chain else None
+        driver.create(id, parent)
+        try:
+            driver.apply(id, parent, io.BytesIO(_random_layer(chance)))
+        except InvalidArchive:  # a link to itself, or through a file
+            driver.remove(id)
+            continue
+        chain.append(id)
+        if prepared:
+            driver.prepare(id)
+    box = LayerId("box")
+    driver.create_read_write(box, chain[-1])
+    with driver.mounted(box) as root:
+        (root / "new").write_text("1")
+        shutil.rmtree(root / "d", ignore_errors=True)
+        (root / "d").mkdir(exist_ok=True)
+        for path in root.iterdir():
+            os.utime(path, follow_symlinks=False)
+    asked = [(chain[0], None), *_with_parents(chain), (box, chain[-1])]
+    expected = [StackingDriver.changes(driver, *one) for one in asked]
+    assert sum(map(len, expected)) > 100
+    if not prepared:
+        for id in chain:
+            Path(driver.layout.path(id, "chain")).unlink(missing_ok=True)
+    monkeypatch.delattr(erofs, "open_mount")
+    assert [driver.changes(*one) for one in asked] == expected
+
+
+def _with_parents(chain: list[LayerId]) -> Iterator[tuple[LayerId, LayerId]]:
+    for below, above in pairwise(chain):
+        yield above, below
 
 
 # -- several at once, and death

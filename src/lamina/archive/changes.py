@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from lamina.archive.descent import Tree
 from lamina.archive.lookup import Found, Lookup
@@ -95,14 +95,46 @@ def _compare(
     contents: bool = False,
 ) -> list[Change]:
     with Lookup(old, fmt) as lowers, closing(walk(new, fmt)) as nodes:
-        comparison = _Comparison(lowers, fmt, policy, contents)
-        for node in nodes:
-            comparison.close_to(node.depth)
-            if node.depth == 0:
-                comparison.open(node, Kind.MODIFIED, cut=cut)
-            else:
-                comparison.visit(node)
-        comparison.close_to(0)
+        return changes_of(nodes, lowers, fmt, policy, cut=cut, contents=contents)
+
+
+class Lowers(Protocol):
+    """What is compared with, seen from one directory of it, as :class:`Lookup` has it."""
+
+    def find(self, name: bytes) -> Found | None:
+        """The entry of that name that shows here, or None."""
+
+    def names(self) -> list[bytes]:
+        """All names that show here."""
+
+    def enter(self, name: bytes) -> None:
+        """Go down. Where no directory of that name shows, nothing shows from there on."""
+
+    def leave(self) -> None:
+        """Go back up."""
+
+
+def changes_of(
+    nodes: Iterable[Node],
+    lowers: Lowers,
+    fmt: View,
+    policy: XattrPolicy = DEFAULT_POLICY,
+    *,
+    cut: bool = False,
+    contents: bool = False,
+) -> list[Change]:
+    """:func:`changes_from_uppers` for whatever gives nodes in the order of :func:`walk`.
+
+    With ``cut`` they hide all that is in ``lowers``. ``contents`` needs descriptors in both.
+    """
+    comparison = _Comparison(lowers, fmt, policy, contents)
+    for node in nodes:
+        comparison.close_to(node.depth)
+        if node.depth == 0:
+            comparison.open(node, Kind.MODIFIED, cut=cut)
+        else:
+            comparison.visit(node)
+    comparison.close_to(0)
     return comparison.changes()
 
 
@@ -122,7 +154,7 @@ class _Level:
 
 
 class _Comparison:
-    def __init__(self, lowers: Lookup, fmt: View, policy: XattrPolicy, contents: bool) -> None:
+    def __init__(self, lowers: Lowers, fmt: View, policy: XattrPolicy, contents: bool) -> None:
         self.contents = contents
         self.lowers = lowers
         self.fmt = fmt
@@ -178,7 +210,7 @@ class _Comparison:
             kind = None if self.same(node, lower) else Kind.MODIFIED
         if kind is not None:
             self.found.append(Change(b"/" + node.path, kind))
-        if node.fd >= 0:
+        if node.is_directory:
             self.open(node, kind, cut=level.cut)
 
     def same(self, node: Node, lower: Found) -> bool:
@@ -191,23 +223,18 @@ class _Comparison:
             return True
         if not same_status(new, old):
             return False
-        if stat.S_ISLNK(new.st_mode) and (
-            os.readlink(node.name, dir_fd=node.dir_fd)
-            != os.readlink(node.name, dir_fd=lower.dir_fd)
-        ):
+        if stat.S_ISLNK(new.st_mode) and node.readlink() != lower.readlink(node.name):
             return False
-        here = node.fd if directory else fd_path(node.dir_fd, node.name)
-        there = fd_path(lower.dir_fd, node.name)
-        if self.attributes(here, node) != self.attributes(there, node):
+        attributes = node.attributes(self.fmt, self.policy)
+        if attributes != lower.attributes(node.name, self.fmt, self.policy, node.path):
             return False
-        if self.contents and stat.S_ISREG(new.st_mode) and not _same_bytes(here, there):
-            return False
+        if self.contents and stat.S_ISREG(new.st_mode):
+            here, there = (fd_path(fd, node.name) for fd in (node.dir_fd, lower.dir_fd))
+            if not _same_bytes(here, there):
+                return False
         if not directory and (new.st_nlink > 1 or old.st_nlink > 1):
             self.links.append((b"/" + node.path, new_id, old_id))
         return True
-
-    def attributes(self, file: int | bytes, node: Node) -> dict[str, bytes]:
-        return self.policy.read(file, self.fmt, node.path)
 
 
 def same_status(new: os.stat_result, old: os.stat_result) -> bool:
@@ -223,7 +250,7 @@ def same_status(new: os.stat_result, old: os.stat_result) -> bool:
     return same_time(new.st_mtime_ns, old.st_mtime_ns)
 
 
-def _same_bytes(one: int | bytes, other: bytes) -> bool:
+def _same_bytes(one: bytes, other: bytes) -> bool:
     with open(one, "rb") as left, open(other, "rb") as right:
         while data := left.read(_BLOCK):
             if right.read(len(data)) != data:

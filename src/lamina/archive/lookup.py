@@ -20,6 +20,8 @@ from typing import Self, TypeAlias
 from lamina.archive.descent import Descent, Tree
 from lamina.archive.stack import merge
 from lamina.archive.whiteout import HIDDEN, View
+from lamina.archive.xattrs import XattrPolicy
+from lamina.kernel.path import fd_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,16 @@ class Found:
     def is_directory(self) -> bool:
         """Whether it can be entered."""
         return stat.S_ISDIR(self.status.st_mode)
+
+    def readlink(self, name: bytes) -> bytes:
+        """The target of a symbolic link, which is called ``name``."""
+        return os.readlink(name, dir_fd=self.dir_fd)
+
+    def attributes(
+        self, name: bytes, view: View, policy: XattrPolicy, path: bytes
+    ) -> dict[str, bytes]:
+        """Of the entry called ``name``. Raises as :meth:`XattrPolicy.read`."""
+        return policy.read(fd_path(self.dir_fd, name), view, path)
 
 
 Mention: TypeAlias = tuple[int, Found]

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 from lamina.archive.descent import Descent, Tree
 from lamina.archive.whiteout import Listing, View
+from lamina.archive.xattrs import XattrPolicy
+from lamina.kernel.path import fd_path
 
 
 class NodeKind(enum.Enum):
@@ -55,6 +57,20 @@ class Node:
     below an opaque one, nor ever of the top, where neither overlayfs nor AUFS look at the mark."""
     fd: int = -1
     """Of a directory: a descriptor of it in that layer."""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the walk goes into it."""
+        return self.fd >= 0
+
+    def readlink(self) -> bytes:
+        """The target of a symbolic link."""
+        return os.readlink(self.name, dir_fd=self.dir_fd)
+
+    def attributes(self, view: View, policy: XattrPolicy) -> dict[str, bytes]:
+        """Of an entry. Raises as :meth:`XattrPolicy.read`."""
+        file = self.fd if self.fd >= 0 else fd_path(self.dir_fd, self.name)
+        return policy.read(file, view, self.path)
 
 
 Vanished = Callable[[bytes], None]

@@ -97,9 +97,10 @@ class XattrPolicy(NamedTuple):
         Raises OSError, and LayerBroken naming ``path`` where one says that part of the file is in
         another layer.
         """
-        found = xattr.list_all(file)
-        if not found:
-            return found
+        return self.select(xattr.list_all(file), view, path)
+
+    def select(self, found: dict[str, bytes], view: View, path: bytes) -> dict[str, bytes]:
+        """:meth:`read` of attributes as they are on disk."""
         kept = {}
         for name in sorted(found):
             inside = view.content_xattr(name)

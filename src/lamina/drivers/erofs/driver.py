@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -38,6 +38,7 @@ from lamina.log import Log
 from lamina.types import LayerId
 
 if TYPE_CHECKING:
+    from lamina.archive.changes import Change
     from lamina.archive.pack import PackOptions
     from lamina.archive.tar import Observer
     from lamina.archive.unpack import Unpacked, UnpackOptions
@@ -402,6 +403,30 @@ class ErofsDriver(OverlayDriver):
             except FileNotFoundError:
                 pass
         return super().diff(id, parent, options=options)
+
+    def changes(self, id: LayerId, parent: LayerId | None = None) -> list[Change]:
+        """See :meth:`Driver.changes`. Takes no mount for one tar, or directories, on tars alone."""
+        from lamina.archive import stack
+        from lamina.archive.changes import changes_of
+        from lamina.archive.erofs import comparing
+
+        split = self._split(id, parent)
+        if split is None or split[1].base is not None:
+            return super().changes(id, parent)
+        layers, lowers = ([self._tar_layer(each) for each in chain.layers] for chain in split)
+        tars = [layer for layer in layers if layer.is_complete]
+        one_kind = layers and (not tars or len(layers) == 1)
+        if not one_kind or not all(layer.is_complete for layer in lowers):
+            return super().changes(id, parent)
+        with self._there(id), ExitStack() as held:
+            nodes: Iterator[stack.Node]
+            if tars:
+                nodes = comparing.walk(tars[0].read_index())
+            else:
+                trees = [f"{layer.path}/diff" for layer in layers]
+                nodes = held.enter_context(closing(stack.walk(trees, self._format())))
+            tree = comparing.Lookup(TarChain(lowers).read_indexes())
+            return changes_of(nodes, tree, self._format())
 
     def diff_size(self, id: LayerId, parent: LayerId | None = None) -> int:
         """See :meth:`Driver.diff_size`."""

@@ -286,6 +286,17 @@ class Chain:
         if not os.path.exists(self.layers[0].chain):
             self._keep(staging)
 
+    def read_indexes(self) -> list[Image]:
+        """The merged index, if it is there, else those of the layers, topmost first."""
+        from lamina.archive.erofs import Image
+
+        for layer in self.layers:
+            sealing.check(layer.path)
+        with suppress(FileNotFoundError):
+            if len(self.layers) > 1:
+                return [Image(Path(self.layers[0].chain).read_bytes())]
+        return [layer.read_index() for layer in self.layers]
+
     @contextmanager
     def mounted(self, staging: Staging) -> Iterator[str]:
         """A path to :meth:`open_mount`, good for this process and this block."""
