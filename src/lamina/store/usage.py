@@ -1,7 +1,7 @@
 """How much of a disk what takes.
 
 Sizes are those of files as their readers see them (apparent size, not blocks), recorded when a
-layer is made; only the writable layers of containers are measured when asked.
+layer is made; only the writable layers of containers, and indexes, are measured when asked.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     layers/ID/tar        the layer's tar as it came, uncompressed; nothing is unpacked
     layers/ID/index      an EROFS image whose files are blocks of the tar (archive.erofs)
     layers/ID/beside     contents that are no run of blocks in the tar; only where there are any
-    layers/ID/chain      the index of this layer and all below it as one; made when first needed
+    layers/ID/chain      the index of this layer and all below it as one; made ahead or when needed
     layers/ID/facts      its size, as JSON
 
 A layer that was not made of a tar, the top of a container above all, is a directory as with the
