@@ -163,7 +163,11 @@ class Plugin:
 def running(socket: Path, ground: Path, run: Path, *options: str) -> Iterator[Plugin]:
     """A plugin that runs, until the end of the block."""
     plugin = Plugin(socket, ground, run, *options)
-    plugin.start()
+    try:
+        plugin.start()
+    except BaseException:
+        plugin.kill()
+        raise
     try:
         yield plugin
     finally:
