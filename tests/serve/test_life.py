@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 
 import pytest
 
@@ -38,3 +39,14 @@ def test_a_message_is_one_line_of_pairs() -> None:
 
 def test_quotes_are_escaped() -> None:
     assert line('a "b"').endswith('msg="a \\"b\\""')
+
+
+def test_a_traceback_is_on_the_line_too() -> None:
+    try:
+        raise ValueError('evil\nlevel=error msg="forged"\x1b[0m\ud800')
+    except ValueError:
+        record = logging.LogRecord("lamina", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    shown = Logfmt().format(record)
+    assert shown.isprintable()
+    assert ' trace="Traceback' in shown
+    assert 'ValueError: evil\\nlevel=error msg=\\"forged\\"\\x1b[0m\\ud800"' in shown

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
+import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 
 import pytest
 
 from lamina.errors import LaminaError
 from lamina.serve import metrics
+from tests import support
 
 
 @pytest.fixture
@@ -61,7 +68,65 @@ def test_they_are_served_over_http(registry: metrics.Registry) -> None:
         caught.value.close()
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:x", "192.0.2.1:1", "127.0.0.1:999999"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "9323", "127.0.0.1:x", "192.0.2.1:1", "127.0.0.1:999999"]
+)
 def test_an_address_that_can_not_be(registry: metrics.Registry, address: str) -> None:
     with pytest.raises(LaminaError, match="can't serve metrics"), metrics.served(registry, address):
         pass
+
+
+def test_more_than_a_few_connections_do_not_stay(registry: metrics.Registry) -> None:
+    before = threading.active_count()
+    with metrics.served(registry, "127.0.0.1:0") as port, ExitStack() as stack:
+        waiting = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for _ in range(100)
+        ]
+        for each in waiting:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nX")
+        assert waiting[0].recv(1) == b""  # the oldest goes
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert answer.read().decode() == registry.text()
+        assert threading.active_count() - before < 30
+    while threading.active_count() > before:
+        time.sleep(0.01)
+
+
+def test_numbers_that_can_not_be_had_are_an_error(
+    registry: metrics.Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> dict[metrics.Labels, float]:
+        raise OSError("the disk is gone")
+
+    registry.gauge("layers", "Layers.", broken)
+    with metrics.served(registry, "127.0.0.1:0") as port:
+        with pytest.raises(urllib.error.HTTPError, match="500") as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        caught.value.close()
+    assert "the disk is gone" in caplog.text
+
+
+def test_a_client_that_goes_away_is_no_traceback(
+    registry: metrics.Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with metrics.served(registry, "127.0.0.1:0") as port:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert answer.headers["Server"] == "lamina"
+    while any("process_request" in thread.name for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
+
+
+def test_they_are_served_over_ipv6(registry: metrics.Registry) -> None:
+    if not os.path.exists("/proc/net/if_inet6"):
+        support.missing("no IPv6")
+    with (
+        metrics.served(registry, "[::1]:0") as port,
+        urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as answer,
+    ):
+        assert answer.status == 200

@@ -46,7 +46,7 @@ def log_to_stderr(*, debug: bool) -> None:
 
 
 class Logfmt(logging.Formatter):
-    """One line a record: ``key=value`` pairs, values quoted where need be.
+    """One line a record, its traceback too: ``key=value`` pairs, values quoted where need be.
 
     More pairs are taken from the attribute ``fields`` of a record (``extra={"fields": {...}}``).
     """
@@ -62,7 +62,7 @@ class Logfmt(logging.Formatter):
         }
         line = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
         if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info)}"
+            line += f" trace={_in_quotes(self.formatException(record.exc_info))}"
         return line
 
 
@@ -70,5 +70,11 @@ def _quoted(value: object) -> str:
     text = f"{value:.6f}" if isinstance(value, float) else printable(str(value))
     if text and not any(c in ' "=\\' for c in text):
         return text
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
+    """Any text, all of it, on one line: what is in a traceback may be a client's."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
+    return f'"{"".join(shown)}"'

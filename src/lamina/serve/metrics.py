@@ -6,19 +6,28 @@ no client library is needed for it.
 
 from __future__ import annotations
 
+import socket
+import socketserver
+import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lamina.errors import LaminaError, printable
+from lamina.log import Log
+
+log = Log(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _BUCKETS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+
+_CONNECTIONS = 16
+"""That are open at once: each has a thread."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -144,6 +153,9 @@ def _escaped(text: str) -> str:
 def served(registry: Registry, address: str) -> Iterator[int]:
     """Answer ``GET /metrics`` at ``HOST:PORT`` while the block runs; the port.
 
+    HOST is a name or an address, ``[::1]`` too; without one (``:PORT``) it is every address. More
+    than a few connections are not kept: the oldest goes then, which may be one that only waits.
+
     Raises:
         LaminaError: it is no address, or can't be listened at.
     """
@@ -152,11 +164,19 @@ def served(registry: Registry, address: str) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
+        def version_string(self) -> str:
+            return "lamina"
+
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404)
                 return
-            body = registry.text().encode()
+            try:
+                body = registry.text().encode()
+            except (LaminaError, OSError) as error:
+                log.warning("can't tell the numbers: %s", error)
+                self.send_error(500)
+                return
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE)
             self.send_header("Content-Length", str(len(body)))
@@ -169,10 +189,37 @@ def served(registry: Registry, address: str) -> Iterator[int]:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
+        request_queue_size = 128
 
-    host, _, port = address.rpartition(":")
+        def __init__(self, family: int, place: tuple[str, int]) -> None:
+            self.address_family = family
+            self._open: list[object] = []
+            self._mutex = threading.Lock()
+            super().__init__(place, Handler)
+
+        def server_bind(self) -> None:
+            socketserver.TCPServer.server_bind(self)  # HTTPServer's asks the DNS for our name
+            self.server_name, self.server_port = "", self.server_address[1]
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            with self._mutex:
+                self._open.append(request)
+                if len(self._open) > _CONNECTIONS:
+                    _end(self._open.pop(0))
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            with self._mutex:
+                if request in self._open:
+                    self._open.remove(request)
+            super().shutdown_request(request)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            log.debug("a client of the numbers went away: %s", sys.exception())
+
     try:
-        server = Server((host.strip("[]"), int(port)), Handler)
+        family, place = _resolved(address)
+        server = Server(family, place)
     except (OSError, ValueError, OverflowError) as error:
         raise LaminaError(f"can't serve metrics at {printable(address)}: {error}") from error
     thread = threading.Thread(target=server.serve_forever, name="lamina-metrics", args=(0.1,))
@@ -183,3 +230,22 @@ def served(registry: Registry, address: str) -> Iterator[int]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _resolved(address: str) -> tuple[int, tuple[str, int]]:
+    """The family and the address of HOST:PORT; ValueError or OSError where it is none."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        raise ValueError("it is no HOST:PORT")
+    found = socket.getaddrinfo(
+        host.strip("[]") or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    family, _, _, _, place = found[0]
+    return family, (str(place[0]), int(port))
+
+
+def _end(connection: Any) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the client was faster
