@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from lamina.archive.unpack import Unpacked, UnpackOptions
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]{0,199}")
+_LABEL = re.compile(r'[^"\\\x00-\x1f\x7f\ud800-\udfff]{0,1024}')
 
 NO_OPTIONS: Mapping[str, str] = {}
 
@@ -97,6 +98,18 @@ def check_id(id: str) -> LayerId:
             "(1 to 200 letters, digits and _.+:@-)"
         )
     return LayerId(id)
+
+
+def check_mount_label(label: str) -> str:
+    """``label``, if it can be a security context in the options of a mount; "" is none.
+
+    Raises:
+        InvalidName: it is long, or has a quote, a backslash or a control character, with which it
+            could end the option that it is put into and be followed by others.
+    """
+    if not _LABEL.fullmatch(label):
+        raise InvalidName(f"not a mount label: '{printable(label)}'")
+    return label
 
 
 def check_options(driver: str, options: Mapping[str, str], known: frozenset[str]) -> None:
@@ -305,7 +318,7 @@ class Driver(ABC):
     def get(self, id: LayerId, mount_label: str = "") -> Path:
         """Mount the layer's chain, or count one more reference to the mount.
 
-        ``mount_label`` is an SELinux context for the mount; "" for none.
+        ``mount_label`` is an SELinux context (:func:`check_mount_label`); "" for none.
 
         Raises:
             LayerNotFound: no such layer, or one of its chain is gone.

@@ -22,6 +22,7 @@ from lamina.drivers.base import (
     Mount,
     Staged,
     check_id,
+    check_mount_label,
     check_options,
 )
 from lamina.drivers.layout import AnyLayout, Chain, Layout
@@ -153,7 +154,7 @@ class DirectoryDriver(Driver):
     def get(self, id: LayerId, mount_label: str = "") -> Path:
         """See :meth:`Driver.get`."""
         with self.references.transition(id):
-            path = self._mount(id, mount_label)
+            path = self._mount(id, check_mount_label(mount_label))
             self.references.acquire(id)
             return path
 
@@ -169,7 +170,7 @@ class DirectoryDriver(Driver):
             stale = self.references.pins(id) if here and not self._stands(id) else 0
             if stale:
                 self.references.unpin_all(id)  # else the mount would count as another namespace's
-            path = self._mount(id, mount_label)
+            path = self._mount(id, check_mount_label(mount_label))
             pins = 0 if path == Path(self._mountpoint(id)) else stale  # some need no mount
             self.references.pin(id, pins + 1)
             return path

@@ -130,7 +130,7 @@ class Homes:
             OptionUnsupported: as the driver's constructor.
             StoreError: the directory holds layers of another driver, or something else.
         """
-        if not home.is_absolute():
+        if not home.is_absolute() or "\0" in str(home):
             raise InvalidName(f"a home is an absolute path, not '{printable(home)}'")
         home = Path(os.path.realpath(home))
         name = self._driver_for(home, driver, idmap)

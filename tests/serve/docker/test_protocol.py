@@ -347,6 +347,26 @@ def test_what_is_no_id_reaches_nothing(plugin: Plugin, home: Path, id: str) -> N
     assert modes == [p.stat().st_mode for p in (home, home.parent, home.parent.parent)]
 
 
+@pytest.mark.parametrize(
+    "label", ['x",lowerdir=/etc,x="', "a\0b", "a\nlowerdir=/etc", "a\\", "\ud800", "x" * 70000]
+)
+def test_a_mount_label_is_one_option(plugin: Plugin, home: Path, label: str) -> None:
+    plugin.call("GraphDriver.Create", ID="top", Parent="base")
+    with as_before(plugin, home):
+        with pytest.raises(Refused) as caught:
+            plugin.call("GraphDriver.Get", ID="top", MountLabel=label)
+        assert caught.value.status == 400
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("wrong", ["", "relative", "/a\0b", "/\ud800"])
+def test_a_home_that_can_not_be(plugin: Plugin, home: Path, wrong: str) -> None:
+    with pytest.raises(Refused) as caught:
+        plugin.call("GraphDriver.Init", Home=wrong)
+    assert caught.value.status == 400
+    assert plugin.call("GraphDriver.Exists", ID="base")["Exists"]
+
+
 def test_no_option_names_a_directory(plugin: Plugin, home: Path) -> None:
     with as_before(plugin, home):
         for option in ({"base": "/etc"}, {"branch": "/etc"}, {"colour": "red"}):

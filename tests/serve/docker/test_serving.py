@@ -13,6 +13,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from pathlib import Path
 
 import pytest
 
+from lamina.drivers.homes import Homes
+from lamina.serve import sockets
+from lamina.serve.docker.server import Server
+from lamina.types import LayerId
 from tests.conformance.trees import tar
 from tests.serve.docker.plugin import Client, Plugin, Refused, running
 from tests.serve.docker.test_protocol import APPLY, Raw
@@ -116,6 +121,29 @@ def test_a_server_that_stops_lets_a_tar_end(plugin: Plugin) -> None:
     assert plugin.process.wait(10) == 0
     plugin.start()
     assert plugin.call("GraphDriver.DiffSize", ID="new", Parent="base")["Size"] == 100_000
+
+
+def test_a_tar_that_never_ends_is_given_up(
+    address: Path, tmp_path: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    homes = Homes(tmp_path / "state.json", run, driver="vfs")
+    homes.begin(tmp_path / "home").create(LayerId("new"))
+    listening = sockets.listen(address)
+    ready = threading.Event()
+    server = Server(homes, frozenset({"lamina"}), ready=ready.set, patience=1)
+    thread = threading.Thread(target=server.serve_on, args=([listening],))
+    thread.start()
+    assert ready.wait(10)
+    with closing(Raw(address)) as raw:
+        raw.send(APPLY + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabc")
+        time.sleep(0.2)
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+    listening.close()
+    homes.close()
+    assert "the server stops" in str([vars(record) for record in caplog.records])
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_second_server_is_refused(plugin: Plugin, tmp_path: Path, run: Path) -> None:

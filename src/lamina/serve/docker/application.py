@@ -16,6 +16,7 @@ import msgspec
 
 from lamina.errors import InvalidName, LaminaError, OptionUnsupported, printable
 from lamina.serve.docker.bodies import (
+    STOPS,
     Event,
     Incoming,
     Loop,
@@ -73,6 +74,8 @@ class Application:
                 await self._with_json(call)
         except ConnectionAbortedError as error:
             failed = error  # nobody is there to hear of it
+        except asyncio.CancelledError:
+            failed = ConnectionAbortedError(STOPS)  # uvicorn's patience is over
         except Exception as error:
             failed = error
             await _tell(error, call.answering)

@@ -20,7 +20,8 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-_STOPS = "the server stops, or gave up the request"
+STOPS = "the server stops, or gave up the request"
+"""Why a request ends that could go on."""
 
 
 class Loop:
@@ -39,14 +40,14 @@ class Loop:
         """
         if self._stopped.is_set():
             step.close()
-            raise ConnectionAbortedError(_STOPS)
+            raise ConnectionAbortedError(STOPS)
         self._waiting = waiting = asyncio.run_coroutine_threadsafe(step, self._loop)
         if self._stopped.is_set():  # meanwhile
             waiting.cancel()
         try:
             return waiting.result()
         except concurrent.futures.CancelledError:
-            raise ConnectionAbortedError(_STOPS) from None
+            raise ConnectionAbortedError(STOPS) from None
 
     def stop(self) -> None:
         """Give the request up: whoever waits, or will, gets an error. In the loop."""
