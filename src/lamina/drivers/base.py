@@ -380,10 +380,15 @@ class Driver(ABC):
         """
         return [bind_mount(self.pin(id), readonly=readonly)]
 
-    def release_mounts(self, id: LayerId) -> None:
-        """Unmount what the driver keeps mounted for those who have the layer's :meth:`mounts`."""
+    def release_mounts(self, id: LayerId) -> bool:
+        """Unmount what the driver keeps mounted for those who have the layer's :meth:`mounts`.
+
+        Where that would leave someone else's mount behind that must be the only one of the layer,
+        nothing is done: ask again when that is gone. Returns whether nothing is kept any more.
+        """
         while self.unpin(id):
             pass
+        return True
 
     @abstractmethod
     def cleanup(self, *, pins: bool = False) -> None:

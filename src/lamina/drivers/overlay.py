@@ -147,8 +147,9 @@ class OverlayDriver(StackingDriver):
         )
         return [Mount("overlay", "overlay", spec.options())]
 
-    def release_mounts(self, id: LayerId) -> None:
+    def release_mounts(self, id: LayerId) -> bool:
         """See :meth:`Driver.release_mounts`: nothing is kept."""
+        return True
 
     def _check_chain(self, id: LayerId, chain: Chain) -> None:
         for parent in chain.layers:

@@ -69,8 +69,9 @@ class VfsDriver(DirectoryDriver):
         readonly = readonly or self.layout.has_children(id)
         return [bind_mount(self.layout.path(id, "diff"), readonly=readonly)]
 
-    def release_mounts(self, id: LayerId) -> None:
+    def release_mounts(self, id: LayerId) -> bool:
         """See :meth:`Driver.release_mounts`: nothing is kept."""
+        return True
 
     def status(self) -> list[tuple[str, str]]:
         """See :meth:`Driver.status`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ import pytest
 
 from lamina.archive.compression import Compression, compress
 from lamina.drivers.base import Mount
-from lamina.serve.containerd.api import descriptor_pb2, diff_pb2, mount_pb2
+from lamina.serve.containerd.api import content_pb2, descriptor_pb2, diff_pb2, mount_pb2
 from lamina.serve.containerd.server import Options, running
 from lamina.store.snapshots import Snapshots
 from tests import daemons, support
@@ -260,6 +261,51 @@ def test_a_view_is_not_written(differ: Differ) -> None:
     with pytest.raises(grpc.RpcError) as error:
         differ.apply(blob, view)
     assert code(error) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_what_fuse_overlayfs_shows_a_client_is_not_unpacked_into(
+    differ: Differ, ground: Ground, tmp_path: Path
+) -> None:
+    if ground.driver != "aufs":
+        pytest.skip("the driver does not know who has mounted what it tells")
+    client, blob = differ.client, differ.put(tar(FIRST))
+    client.prepare("base")
+    client.commit("base layer", "base")
+    mounts = client.prepare("extract", "base layer")
+    with mounted(mounts, tmp_path / "m") as root:
+        with pytest.raises(grpc.RpcError) as error:
+            differ.apply(blob, mounts)
+        assert code(error) is grpc.StatusCode.FAILED_PRECONDITION
+        assert list(root.iterdir()) == []
+    differ.apply(blob, mounts)
+
+
+def test_what_another_writes_under_a_ref_is_left_alone(differ: Differ) -> None:
+    mounts = differ.client.prepare("extract")
+    data = b"another's"
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    requests: SimpleQueue[content_pb2.WriteContentRequest | None] = SimpleQueue()
+    with grpc.insecure_channel(f"unix:{differ.containerd.socket}") as channel:
+        write = channel.stream_stream(
+            "/containerd.services.content.v1.Content/Write",
+            content_pb2.WriteContentRequest.SerializeToString,
+            content_pb2.WriteContentResponse.FromString,
+        )
+        answers = write(iter(requests.get, None), metadata=NAMESPACE, timeout=60)
+        requests.put(content_pb2.WriteContentRequest(action="WRITE", ref="taken", data=data))
+        next(answers)
+        with pytest.raises(grpc.RpcError) as error:
+            differ.diff([], mounts, ref="taken")
+        assert code(error) is grpc.StatusCode.UNAVAILABLE
+        requests.put(
+            content_pb2.WriteContentRequest(
+                action="COMMIT", ref="taken", offset=len(data), expected=digest, labels=KEPT
+            )
+        )
+        next(answers)
+        requests.put(None)
+    assert differ.get(digest) == data
+    support.run("ctr", "--address", differ.containerd.socket, "content", "rm", digest)
 
 
 def test_a_debian_root_is_what_gnu_tar_makes_of_it(

@@ -16,6 +16,7 @@ from lamina.errors import (
     SnapshotNotFound,
     SnapshotRefused,
 )
+from lamina.kernel.mountinfo import mounts_below
 from lamina.store.snapshots import Kind, Snapshots
 from tests.mounting import mounted
 from tests.serve.containerd.client import Snapshotter
@@ -132,6 +133,40 @@ def test_a_commit_while_it_is_mounted(snapshotter: Snapshotter, at: Path) -> Non
         snapshotter.commit("name", "key")
         assert tree(root) == {"a": "base", "new": "new"}
     assert seen(snapshotter, at, "name") == {"a": "base", "new": "new"}
+
+
+def test_others_stand_on_what_is_committed_and_still_mounted(
+    snapshotter: Snapshotter, store: Snapshots, at: Path
+) -> None:
+    layer(snapshotter, at, "base", a="base", b="base", c="base")
+    with prepared(snapshotter, at, "key", "base") as root:
+        (root / "a").write_text("app")
+        (root / "b").unlink()
+        snapshotter.commit("app", "key")
+        expected = {"a": "app", "c": "base"}
+        assert seen(snapshotter, at, "app") == expected
+        with prepared(snapshotter, at, "box", "app") as box:
+            assert tree(box) == expected
+            (box / "c").unlink()
+            assert tree(box) == {"a": "app"}
+            snapshotter.commit("top", "box")
+            assert seen(snapshotter, at, "top") == {"a": "app"}
+        assert seen(snapshotter, at, "top") == {"a": "app"}
+        snapshotter.remove("top")
+    snapshotter.cleanup()
+    assert not mounts_below(store.root / store.driver.name / "mnt")
+    assert seen(snapshotter, at, "app") == expected == tree_of_a_box(snapshotter, at)
+    snapshotter.remove("app")
+    snapshotter.cleanup()
+    assert len(list(store.driver.ids())) == 1
+    assert not mounts_below(store.root / store.driver.name / "mnt")
+
+
+def tree_of_a_box(snapshotter: Snapshotter, at: Path) -> dict[str, str]:
+    with prepared(snapshotter, at, "another", "app") as root:
+        found = tree(root)
+    snapshotter.remove("another")
+    return found
 
 
 def test_removal_while_it_is_mounted(snapshotter: Snapshotter, at: Path) -> None:

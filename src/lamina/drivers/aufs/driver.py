@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.drivers.aufs.engines import KernelEngine, Union, choose, dirperm1
+from lamina.drivers.aufs.engines import FuseEngine, KernelEngine, Union, choose, dirperm1
 from lamina.drivers.aufs.layout import AufsLayout, make_directory
 from lamina.drivers.base import NO_OPTIONS, missing_elsewhere, nearest_existing
 from lamina.drivers.layout import Chain
@@ -23,7 +23,7 @@ from lamina.errors import DriverUnsupported, LayerBroken, LayerInUse
 from lamina.kernel import filesystems
 from lamina.kernel.idmap import IdMap
 from lamina.kernel.mount import MNT_DETACH, ensure_mountpoint_private, umount2
-from lamina.kernel.mountinfo import is_mountpoint, mounts_below
+from lamina.kernel.mountinfo import is_mountpoint, mounts, mounts_below
 from lamina.log import Log
 from lamina.types import LayerId
 
@@ -115,6 +115,17 @@ class AufsDriver(StackingDriver):
         make_directory(target, 0o755, self.idmap.root)
         self.engine.mount(Union(id, diff, self._directories(chain), target, mount_label))
         return Path(target)
+
+    def release_mounts(self, id: LayerId) -> bool:
+        """See :meth:`Driver.release_mounts`: what fuse-overlayfs shows elsewhere too stays.
+
+        Its process goes on then, with the branch as it sees it: another on that would not agree
+        with it, and its marks must stay its own.
+        """
+        with self.references.transition(id):
+            if isinstance(self.engine, FuseEngine) and _is_shown_elsewhere(self._mountpoint(id)):
+                return False
+        return super().release_mounts(id)
 
     def _stands(self, id: LayerId) -> bool:
         return self._standing(self._mountpoint(id))
@@ -211,6 +222,17 @@ class AufsDriver(StackingDriver):
             return
         place = self.elsewhere(id)
         raise LayerBroken(id, why if place is None else missing_elsewhere(place))
+
+
+def _is_shown_elsewhere(target: str) -> bool:
+    """Whether the file system that is mounted at ``target`` is mounted at another place too."""
+    try:
+        device = os.stat(target).st_dev if is_mountpoint(target) else None
+    except OSError:  # of a process that is dead
+        return False
+    if device is None:
+        return False
+    return sum(os.makedev(point.major, point.minor) == device for point in mounts()) > 1
 
 
 def _check_backing(home: Path) -> str:

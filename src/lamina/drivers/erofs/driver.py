@@ -232,9 +232,9 @@ class ErofsDriver(OverlayDriver):
             return DirectoryDriver.mounts(self, id, readonly=readonly)
         return super().mounts(id, readonly=readonly or self._is_fixed(self._tar_layer(id)))
 
-    def release_mounts(self, id: LayerId) -> None:
+    def release_mounts(self, id: LayerId) -> bool:
         """See :meth:`Driver.release_mounts`."""
-        DirectoryDriver.release_mounts(self, id)
+        return DirectoryDriver.release_mounts(self, id)
 
     # -- what is known ------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -63,20 +64,23 @@ class Content:
     ) -> tuple[Digest, int]:
         """Write a new blob; its digest and size. ``labels`` is asked for at the end.
 
-        One that is there already is no error. What fails leaves nothing.
+        One that is there already is no error. What fails leaves nothing, unless the caller chose
+        the ``ref`` ("" otherwise): another may be writing under that, or go on with it.
 
         Raises:
             Unsupported: the server does not know where containerd is.
             grpc.RpcError: containerd refused, or is away.
         """
         channel = self._connected()
+        name = ref or f"lamina-diff-{os.urandom(16).hex()}"
         try:
-            with _Ingest(channel, ref, metadata) as ingest:
+            with _Ingest(channel, name, metadata) as ingest:
                 for chunk in _pieces(chunks):
                     ingest.put(chunk)
                 return ingest.commit(labels())
         except BaseException:
-            self._abort(channel, ref, metadata)
+            if not ref:
+                self._abort(channel, name, metadata)
             raise
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ then containerd asks the next differ of its list.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -85,7 +84,6 @@ class DiffService:
         if not mediatypes.is_layer(media_type) or mediatypes.is_non_distributable(media_type):
             raise Unsupported(f"no layer that is known here: {media_type}")
         compression = Compression(mediatypes.layer_compression(media_type))
-        ref = request.ref or f"lamina-diff-{os.urandom(16).hex()}"
         diff_id = hashlib.sha256()
 
         def labels() -> dict[str, str]:
@@ -105,7 +103,7 @@ class DiffService:
                 _mounts(request.left), _mounts(request.right), options=_options(request)
             ) as tar:
                 chunks = compress(plain(tar), compression)
-                digest, size = self._content.write(chunks, ref, _metadata(context), labels)
+                digest, size = self._content.write(chunks, request.ref, _metadata(context), labels)
         except NotOurs as error:
             raise Unsupported(str(error)) from error
         return diff_pb2.DiffResponse(

@@ -77,6 +77,7 @@ class Snapshots(Questions):
         super().__init__(self._home.db, self._home.driver)
         self._keys = KeyLocks()
         self._shared = KeyLocks()
+        self._kept: set[LayerId] = set()  # committed, and mounted for a client that had it then
         self._discards = Discards(self.driver, self._db, self._home.reserve)
         try:
             self._forget_half_made()
@@ -257,9 +258,11 @@ class Snapshots(Questions):
                     raise SnapshotExists(name)
                 record = _active(tx, key)
                 below = _new_parent(tx, record, parent)
-            self.driver.release_mounts(record.layer)
+            released = self.driver.release_mounts(record.layer)
             if below is None:
                 self._finish(record, name, encoded)
+                if not released:
+                    self._kept.add(record.layer)
             else:
                 self._rebase(record, name, encoded, below)
 
@@ -314,23 +317,29 @@ class Snapshots(Questions):
 
     def _let_go(self, record: Record) -> None:
         """Give up the layer of a snapshot whose row is gone."""
-        if not record.shares_layer:
+        if record.shares_layer:
+            self._release(record.layer)
+        else:
+            self._kept.discard(record.layer)
             self._discards.later(record.layer)
-            return
-        with self._shared.held(record.layer):
+
+    def _release(self, layer: LayerId) -> None:
+        """Unmount what is kept for a committed layer, unless a view has it."""
+        with self._shared.held(layer):
             with self._db.read() as tx:
                 views = tx.value(
-                    "SELECT 1 FROM snapshots WHERE layer = ? AND kind = ?",
-                    (record.layer, Kind.VIEW),
+                    "SELECT 1 FROM snapshots WHERE layer = ? AND kind = ?", (layer, Kind.VIEW)
                 )
-            if not views:
-                self.driver.release_mounts(record.layer)
+            if not views and self.driver.release_mounts(layer):
+                self._kept.discard(layer)
 
     def cleanup(self) -> int:
         """Remove what no snapshot has any more, and wait for what goes already.
 
         Returns how many layers a crash or a busy file had left.
         """
+        for layer in list(self._kept):
+            self._release(layer)
         return self._discards.sweep()
 
     @contextmanager
