@@ -288,6 +288,13 @@ class Driver(ABC):
     def ids(self) -> Iterator[LayerId]:
         """The layers of this home, in no order. Costs one directory listing."""
 
+    def strays(self) -> Iterator[LayerId]:
+        """What a crash left of layers that are not there; :meth:`remove` takes it away.
+
+        For who alone has the home: a layer that is being made looks the same.
+        """
+        return iter(())  # most let a layer appear, and go, by one rename
+
     @abstractmethod
     def parent(self, id: LayerId) -> LayerId | None:
         """The direct parent.

@@ -169,6 +169,23 @@ def test_leftovers_are_removed_by_cleanup(ground: Ground) -> None:
         assert list(store.driver.ids()) == ["1"]
 
 
+def test_parts_of_a_layer_are_removed_by_cleanup(ground: Ground) -> None:
+    if ground.driver != "aufs":
+        pytest.skip("a layer is one directory there")
+    with ground.open() as store:
+        store.prepare("making")
+        store.commit("base", "making")
+        for number in ("1000", "1001"):  # half made, or half removed
+            store.driver.create_read_write(LayerId(number), LayerId("1"))
+        home = store.driver.home
+        (home / "diff/1000/file").write_text("x")
+        (home / "layers/1000").unlink()
+        (home / "layers/1001").unlink()
+        (home / "diff/1001").rmdir()
+        assert store.cleanup() == 2
+        assert {path.name for path in home.glob("*/*")} == {"1"}
+
+
 def test_what_was_being_made_is_gone_at_the_next_start(ground: Ground) -> None:
     with ground.open() as store:
         store.prepare("key")

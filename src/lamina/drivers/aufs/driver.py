@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,10 @@ class AufsDriver(StackingDriver):
         """See :meth:`Driver.cleanup`."""
         super().cleanup(pins=pins)
         self.close()
+
+    def strays(self) -> Iterator[LayerId]:
+        """See :meth:`Driver.strays`: branches and mount points without a list of parents."""
+        return self.layout.strays()
 
     # -- life ---------------------------------------------------------------------------
 

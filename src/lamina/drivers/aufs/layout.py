@@ -67,6 +67,13 @@ class AufsLayout:
         """All layers, in no order."""
         return map(LayerId, os.listdir(f"{self.home}/layers"))
 
+    def strays(self) -> Iterator[LayerId]:
+        """Names in ``diff`` and ``mnt`` of which ``layers`` has none."""
+        found = {name for part in ("diff", "mnt") for name in os.listdir(f"{self.home}/{part}")}
+        for name in found.difference(os.listdir(f"{self.home}/layers")):
+            if not name.endswith(REMOVING):
+                yield check_id(name)
+
     def chain(self, id: LayerId) -> Chain:
         """What the layer stands on, as ``layers/ID`` lists it.
 

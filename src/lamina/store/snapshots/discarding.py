@@ -105,13 +105,16 @@ class Discards:
         self.drain()
         # In this order: a layer's row is written before the layer is made, and what has no row
         # is in _making until it has one.
+        strays = set(self._driver.strays())
         there = set(self._driver.ids())
         with self._mutex:
             making = set(self._making)
         with self._db.read() as tx:
             known = {LayerId(row[0]) for row in tx.rows("SELECT layer FROM snapshots")}
-        left = there - making - known
-        return sum(self.discard(layer) for layer in left if self._driver.exists(layer))
+        left = (there | strays) - making - known
+        return sum(
+            self.discard(layer) for layer in left if layer in strays or self._driver.exists(layer)
+        )
 
     def _remove(self, layer: LayerId) -> bool:
         with self._mutex:
