@@ -71,6 +71,39 @@ def test_a_file_in_the_way_is_left_alone(place: Path) -> None:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize("target", ["precious", "nowhere"])
+def test_a_link_in_the_way_is_left_alone(place: Path, target: str) -> None:
+    (place / "precious").write_text("precious")
+    path = place / "s.sock"
+    path.symlink_to(place / target)
+    with pytest.raises(sockets.AddressInUse, match="no socket"):
+        sockets.listen(path)
+    assert path.is_symlink()
+    assert (place / "precious").read_text() == "precious"
+
+
+def test_a_socket_that_was_replaced_by_a_link_changes_no_file(place: Path) -> None:
+    precious = place / "precious"
+    precious.write_text("precious")
+    precious.chmod(0o640)
+    with sockets.claim(place / "s.sock") as bound, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(bound))
+        bound.unlink()
+        bound.symlink_to(precious)
+        with pytest.raises(LaminaError, match="replaced"):
+            sockets.publish(bound, place / "s.sock")
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o640
+
+
+def test_a_directory_that_everyone_can_write_is_refused(place: Path) -> None:
+    place.chmod(0o777)
+    with pytest.raises(LaminaError, match="everyone can write"):
+        sockets.listen(place / "s.sock")
+    place.chmod(0o1777)
+    with sockets.listen(place / "s.sock"):
+        pass
+
+
 def test_a_path_that_is_too_long_is_told(place: Path) -> None:
     with pytest.raises(LaminaError, match="too long"):
         sockets.listen(place / ("x" * 100))

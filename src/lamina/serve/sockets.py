@@ -38,7 +38,8 @@ def listen(path: Path, *, group: str | None = None, backlog: int = 128) -> socke
 
     Raises:
         AddressInUse: someone listens there.
-        LaminaError: there is no such group, or the path is too long.
+        LaminaError: there is no such group, the path is too long, or anyone may replace what is in
+            its directory.
         PermissionRequired: the directory can't be written.
     """
     with claim(path, group=group) as temporary:
@@ -65,6 +66,7 @@ def claim(path: Path, *, group: str | None = None) -> Iterator[Path]:
     """
     _check_free(path)
     _make_directory(path.parent, group)
+    _check_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if len(os.fsencode(temporary)) > _LONGEST:
         raise LaminaError(f"the path of the socket is too long: {printable(path)}")
@@ -88,12 +90,20 @@ def private_files() -> Iterator[None]:
 
 
 def publish(bound: Path, path: Path, *, group: str | None = None) -> None:
-    """Let a bound socket appear at ``path``, with the permissions that it is to have."""
-    if group is None:
-        os.chmod(bound, 0o600)
-    else:
-        os.chown(bound, -1, group_id(group))
-        os.chmod(bound, 0o660)
+    """Let a bound socket appear at ``path``, with the permissions that it is to have.
+
+    They are given to the socket that was bound, by descriptor: in a directory that others can write
+    its name may be a link by now, to a file that they want to have.
+    """
+    fd = os.open(bound, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise LaminaError(f"someone replaced the socket {printable(bound)}")
+        if group is not None:
+            os.chown(f"/proc/self/fd/{fd}", -1, group_id(group))
+        os.chmod(f"/proc/self/fd/{fd}", 0o600 if group is None else 0o660)
+    finally:
+        os.close(fd)
     os.rename(bound, path)
 
 
@@ -173,6 +183,13 @@ def _check_free(path: Path) -> None:
             if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
                 return
     raise AddressInUse(f"another server listens at {printable(path)}")
+
+
+def _check_directory(path: Path) -> None:
+    """Raise LaminaError if anyone may replace a socket in ``path``, and so be the server."""
+    mode = os.stat(path).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise LaminaError(f"everyone can write the directory {printable(path)}: chmod o-w")
 
 
 def _make_directory(path: Path, group: str | None) -> None:
