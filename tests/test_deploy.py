@@ -86,4 +86,7 @@ def test_the_kubernetes_manifest_is_one() -> None:
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in pod["containers"]:
         assert accepted(container["args"])
+        port = spec["template"]["metadata"]["annotations"]["prometheus.io/port"]
+        assert f"--metrics=$(HOST_IP):{port}" in container["args"], "others are to read them"
+        assert container["env"][0]["name"] == "HOST_IP"
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes

@@ -13,10 +13,16 @@ import os
 
 
 def printable(path: bytes | str | os.PathLike[str]) -> str:
-    """A path or name for a message: one line, some 200 characters at most, controls escaped."""
-    text = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]} ({len(text)} characters)"
+    """A path or name for a message: one line, of some 200 characters at most, controls escaped."""
+    text = os.fsdecode(path)
+    if len(text) <= 200:
+        return _escaped(text)
+    return f"{_escaped(text[:120])}...{_escaped(text[-60:])} ({len(text)} characters)"
+
+
+def _escaped(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

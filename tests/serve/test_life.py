@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from lamina.errors import printable
 from lamina.serve.life import Logfmt, stopped_by_signals
 
 
@@ -32,8 +33,7 @@ def test_a_message_is_one_line_of_pairs() -> None:
     shown = line("call", method="Prepare", key="default/1/extract a\nb", seconds=0.25, empty="")
     assert shown.startswith("time=2")
     assert shown.partition("Z ")[2] == (
-        "level=info msg=call method=Prepare "
-        'key="default/1/extract a\\\\nb" seconds=0.250000 empty=""'
+        'level=info msg=call method=Prepare key="default/1/extract a\\nb" seconds=0.250000 empty=""'
     )
 
 
@@ -50,3 +50,8 @@ def test_a_traceback_is_on_the_line_too() -> None:
     assert shown.isprintable()
     assert ' trace="Traceback' in shown
     assert 'ValueError: evil\\nlevel=error msg=\\"forged\\"\\x1b[0m\\ud800"' in shown
+
+
+def test_what_was_cut_short_is_shown_as_it_is() -> None:
+    shown = printable("x" * 100_000)
+    assert line("call", key=shown).endswith(f'key="{shown}"')

@@ -149,6 +149,23 @@ def test_sockets_that_systemd_made_are_taken_once(place: Path) -> None:
     assert done.stdout.decode().strip() == f"1 {listening_name} False []"
 
 
+def test_what_systemd_passed_and_is_no_socket_is_told() -> None:
+    source = (
+        "import os\n"
+        "os.environ |= {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}\n"
+        "from lamina.errors import LaminaError\n"
+        "from lamina.serve import sockets\n"
+        "try:\n    sockets.activated()\nexcept LaminaError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        ["/bin/bash", "-c", 'exec "$0" -c "$1" 3</dev/null', sys.executable, source],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"descriptor 3 (LISTEN_FDS) is no socket\n"
+
+
 def test_sockets_meant_for_another_process_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", "1")

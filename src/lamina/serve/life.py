@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lamina.errors import printable
-
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -67,14 +65,14 @@ class Logfmt(logging.Formatter):
 
 
 def _quoted(value: object) -> str:
-    text = f"{value:.6f}" if isinstance(value, float) else printable(str(value))
-    if text and not any(c in ' "=\\' for c in text):
+    text = f"{value:.6f}" if isinstance(value, float) else str(value)
+    if text and text.isprintable() and not any(c in ' "=\\' for c in text):
         return text
     return _in_quotes(text)
 
 
 def _in_quotes(text: str) -> str:
-    """Any text, all of it, on one line: what is in a traceback may be a client's."""
+    """Any text, all of it, on one line: what is in it may be a client's."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
     return f'"{"".join(shown)}"'

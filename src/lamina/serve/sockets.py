@@ -142,6 +142,9 @@ def activated() -> list[socket.socket]:
     """The listening sockets that systemd made for this process; none if it was started otherwise.
 
     May be asked once: the variables are taken away, so that no child takes them for its own.
+
+    Raises:
+        LaminaError: one of them is none.
     """
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -149,8 +152,11 @@ def activated() -> list[socket.socket]:
         return []
     found = []
     for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
-        os.set_inheritable(fd, False)
-        found.append(socket.socket(fileno=fd))
+        try:
+            os.set_inheritable(fd, False)
+            found.append(socket.socket(fileno=fd))
+        except OSError as error:
+            raise LaminaError(f"descriptor {fd} (LISTEN_FDS) is no socket") from error
     return found
 
 

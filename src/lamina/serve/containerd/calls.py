@@ -52,11 +52,13 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (PermissionRequired, grpc.StatusCode.PERMISSION_DENIED),
 )
 
-_LONGEST_KEY = 200
-
 
 class Unsupported(Exception):
     """What this server does not do, and another may: UNIMPLEMENTED."""
+
+
+class Unknown(Exception):
+    """Something that is asked about and not there, beside snapshots: NOT_FOUND."""
 
 
 class Call(NamedTuple):
@@ -148,6 +150,8 @@ def code_of(error: Exception) -> grpc.StatusCode:
     """The status that an error is told as."""
     if isinstance(error, Unsupported):
         return grpc.StatusCode.UNIMPLEMENTED
+    if isinstance(error, Unknown):
+        return grpc.StatusCode.NOT_FOUND
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code

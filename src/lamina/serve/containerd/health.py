@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 
 import grpc
 
-from lamina.errors import SnapshotNotFound
+from lamina.errors import printable
 from lamina.serve.containerd.api import health_pb2
-from lamina.serve.containerd.calls import Call, Unsupported
+from lamina.serve.containerd.calls import Call, Unknown, Unsupported
 
 NAME = "grpc.health.v1.Health"
 _WATCHERS = 4
@@ -40,7 +40,7 @@ class HealthService:
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._services:
-            raise UnknownService(request.service)
+            raise Unknown(f"no such service: {printable(request.service)}")
         return self._answer(request.service)
 
     def _watch(
@@ -62,7 +62,3 @@ class HealthService:
         if service not in self._services:
             return status(status=status.SERVICE_UNKNOWN)
         return status(status=status.NOT_SERVING if self._stopping.is_set() else status.SERVING)
-
-
-class UnknownService(SnapshotNotFound):
-    """A service that this server does not have: NOT_FOUND, as the protocol wants."""
