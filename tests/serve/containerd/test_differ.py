@@ -23,6 +23,7 @@ from lamina.drivers.base import Mount
 from lamina.serve.containerd.api import content_pb2, descriptor_pb2, diff_pb2, mount_pb2
 from lamina.serve.containerd.server import Options, running
 from lamina.store.snapshots import Snapshots
+from lamina.types import LayerId
 from tests import daemons, support
 from tests.mounting import mounted
 from tests.oci.images import tar
@@ -253,6 +254,15 @@ def test_what_another_differ_is_to_do(differ: Differ, tmp_path: Path) -> None:
             call()
         assert code(error) is grpc.StatusCode.UNIMPLEMENTED
     assert list(tmp_path.glob("kept")) == []
+
+
+def test_a_snapshot_that_is_removed_meanwhile(differ: Differ, store: Snapshots) -> None:
+    blob, mounts = differ.put(tar(FIRST)), differ.client.prepare("extract")
+    store.driver.release_mounts(LayerId("1"))
+    store.driver.remove(LayerId("1"))
+    with pytest.raises(grpc.RpcError) as error:
+        differ.apply(blob, mounts)
+    assert code(error) is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_view_is_not_written(differ: Differ) -> None:

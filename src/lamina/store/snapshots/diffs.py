@@ -16,6 +16,7 @@ from lamina.errors import (
     DigestMismatch,
     InvalidSnapshotRequest,
     LaminaError,
+    LayerNotFound,
     SnapshotNotFound,
     SnapshotRefused,
 )
@@ -120,8 +121,11 @@ class Diffs:
                 if record.info.kind is Kind.COMMITTED:
                     continue
                 readonly = record.info.kind is Kind.VIEW
-                if driver.mounts(record.layer, readonly=readonly) == list(mounts):
-                    return record
+                try:
+                    if driver.mounts(record.layer, readonly=readonly) == list(mounts):
+                        return record
+                except LayerNotFound:
+                    continue  # removed meanwhile
         raise NotOurs("these mounts are of no snapshot here")
 
 
