@@ -398,7 +398,28 @@ def test_labels_have_a_limit(snapshotter: Snapshotter) -> None:
     assert names(snapshotter) == {"key"}
 
 
+def test_all_labels_together_have_a_limit(snapshotter: Snapshotter) -> None:
+    """Also of a snapshot that gets them bit by bit: it could not be told to a client any more."""
+    snapshotter.prepare("key")
+    before: dict[str, str] = {}
+    with pytest.raises(InvalidSnapshotRequest, match="labels of"):
+        for number in range(10):
+            more = {f"{number}-{i}": "x" * 4000 for i in range(50)}
+            snapshotter.update("key", more, [f"labels.{key}" for key in more])
+            before |= more
+    assert snapshotter.stat("key").labels == before
+
+
 # -- lists
+
+
+def test_a_list_of_snapshots_with_many_labels(snapshotter: Snapshotter) -> None:
+    labels = {str(number): "x" * 4000 for number in range(100)}
+    for number in range(30):
+        snapshotter.prepare(str(number), "", labels)
+    assert {info.name: info.labels for info in snapshotter.list()} == {
+        str(number): labels for number in range(30)
+    }
 
 
 def test_lists_by_filters(snapshotter: Snapshotter) -> None:

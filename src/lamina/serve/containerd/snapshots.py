@@ -15,7 +15,9 @@ from lamina.store.snapshots import Info, Snapshots
 
 NAME = "containerd.services.snapshots.v1.Snapshots"
 _BATCH = 100
-"""Snapshots in one message of a list."""
+"""Snapshots in one message of a list, at most."""
+_LONGEST_ANSWER = 2 << 20
+"""Bytes of such a message, unless one snapshot takes more: many clients take no more than 4 MiB."""
 
 
 class SnapshotsService:
@@ -88,9 +90,9 @@ class SnapshotsService:
     def _list(
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
-        found: Iterable[Info] = self._snapshots.list(request.filters)
+        found = map(info_message, self._snapshots.list(request.filters))
         for batch in _batches(found):
-            yield snapshots_pb2.ListSnapshotsResponse(info=map(info_message, batch))
+            yield snapshots_pb2.ListSnapshotsResponse(info=batch)
 
     def _usage(
         self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
@@ -126,12 +128,14 @@ def _timestamp(nanoseconds: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest)
 
 
-def _batches(infos: Iterable[Info]) -> Iterator[list[Info]]:
-    batch: list[Info] = []
+def _batches(infos: Iterable[snapshots_pb2.Info]) -> Iterator[list[snapshots_pb2.Info]]:
+    batch: list[snapshots_pb2.Info] = []
+    size = 0
     for info in infos:
-        batch.append(info)
-        if len(batch) == _BATCH:
+        size += info.ByteSize()
+        if batch and (len(batch) == _BATCH or size > _LONGEST_ANSWER):
             yield batch
-            batch = []
+            batch, size = [], info.ByteSize()
+        batch.append(info)
     if batch:
         yield batch

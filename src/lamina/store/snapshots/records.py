@@ -15,6 +15,8 @@ _LONGEST_KEY = 32 << 10
 """Bytes of a key; containerd's own database takes no longer ones."""
 _LONGEST_LABEL = 4096
 """Bytes of a label, its key and its value (containerd, package ``labels``)."""
+_MOST_LABELS = 1 << 20
+"""Bytes of all labels of a snapshot together: they have to fit into an answer."""
 
 
 class Kind(IntEnum):
@@ -123,8 +125,9 @@ def check_labels(labels: Mapping[str, str]) -> str:
     """Labels as the database has them.
 
     Raises:
-        InvalidSnapshotRequest: one is too long.
+        InvalidSnapshotRequest: one is too long, or all together are.
     """
+    total = 0
     for key, value in labels.items():
         length = len(key.encode(errors="surrogatepass")) + len(value.encode(errors="surrogatepass"))
         if length > _LONGEST_LABEL:
@@ -132,4 +135,9 @@ def check_labels(labels: Mapping[str, str]) -> str:
                 f"label {printable(key)[:64]}: {length} bytes of key and value, "
                 f"{_LONGEST_LABEL} is the limit"
             )
+        total += length
+    if total > _MOST_LABELS:
+        raise InvalidSnapshotRequest(
+            f"{len(labels)} labels of {total} bytes, {_MOST_LABELS} is the limit"
+        )
     return json.dumps(dict(labels), ensure_ascii=True, separators=(",", ":"))
