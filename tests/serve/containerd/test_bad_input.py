@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -116,6 +117,26 @@ def test_a_list_that_nobody_reads_to_its_end(client: Client) -> None:
         next(infos)
         infos.close()  # type: ignore[attr-defined]
     assert len(list(client.list())) == 300
+
+
+def test_lists_that_nobody_reads_do_not_take_all_threads(
+    client: Client, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamina.serve.containerd.snapshots._PATIENCE", 0.2)
+    labels = {str(number): "x" * 4000 for number in range(200)}
+    for number in range(20):
+        client.prepare(str(number), "", labels)
+    with ExitStack() as stack:
+        calls = []
+        for _ in range(40):  # more than the server has threads
+            channel = stack.enter_context(grpc.insecure_channel(f"unix:{ground.socket}"))
+            call = channel.unary_stream(f"{SERVICE}/List", None, None)(b"", wait_for_ready=True)
+            stack.callback(call.cancel)
+            calls.append(call)
+        assert client.stat("1").labels == labels
+        codes = {call.code() for call in calls[16:]}  # waits until they ended
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(list(client.list())) == 20
 
 
 def test_watchers_of_the_health_do_not_take_all_threads(client: Client) -> None:

@@ -37,6 +37,19 @@ _log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+
+class Unsupported(Exception):
+    """What this server does not do, and another may: UNIMPLEMENTED."""
+
+
+class Unknown(Exception):
+    """Something that is asked about and not there, beside snapshots: NOT_FOUND."""
+
+
+class Busy(Exception):
+    """There is too much of it already; later there may not be: RESOURCE_EXHAUSTED."""
+
+
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (SnapshotNotFound, grpc.StatusCode.NOT_FOUND),
     (SnapshotExists, grpc.StatusCode.ALREADY_EXISTS),
@@ -50,15 +63,10 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),
     (DigestMismatch, grpc.StatusCode.DATA_LOSS),
     (PermissionRequired, grpc.StatusCode.PERMISSION_DENIED),
+    (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
+    (Unknown, grpc.StatusCode.NOT_FOUND),
+    (Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
 )
-
-
-class Unsupported(Exception):
-    """What this server does not do, and another may: UNIMPLEMENTED."""
-
-
-class Unknown(Exception):
-    """Something that is asked about and not there, beside snapshots: NOT_FOUND."""
 
 
 class Call(NamedTuple):
@@ -148,10 +156,6 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
 
 def code_of(error: Exception) -> grpc.StatusCode:
     """The status that an error is told as."""
-    if isinstance(error, Unsupported):
-        return grpc.StatusCode.UNIMPLEMENTED
-    if isinstance(error, Unknown):
-        return grpc.StatusCode.NOT_FOUND
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code

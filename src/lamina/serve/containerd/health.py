@@ -9,7 +9,7 @@ import grpc
 
 from lamina.errors import printable
 from lamina.serve.containerd.api import health_pb2
-from lamina.serve.containerd.calls import Call, Unknown, Unsupported
+from lamina.serve.containerd.calls import Busy, Call, Unknown
 
 NAME = "grpc.health.v1.Health"
 _WATCHERS = 4
@@ -47,7 +47,7 @@ class HealthService:
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
         if not self._free.acquire(blocking=False):
-            raise Unsupported("too many watch already")
+            raise Busy("too many watch already")
         try:
             yield self._answer(request.service)
             while context.is_active() and not self._stopping.wait(_LOOK):

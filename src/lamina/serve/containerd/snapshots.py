@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 
 import grpc
@@ -10,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lamina.drivers.base import Mount
 from lamina.serve.containerd.api import mount_pb2, snapshots_pb2
-from lamina.serve.containerd.calls import Call
+from lamina.serve.containerd.calls import Busy, Call
 from lamina.store.snapshots import Info, Snapshots
 
 NAME = "containerd.services.snapshots.v1.Snapshots"
@@ -18,6 +19,9 @@ _BATCH = 100
 """Snapshots in one message of a list, at most."""
 _LONGEST_ANSWER = 2 << 20
 """Bytes of such a message, unless one snapshot takes more: many clients take no more than 4 MiB."""
+_LISTS = 16
+"""Lists that are sent at once: one that nobody reads on keeps one of the server's threads."""
+_PATIENCE = 5.0  # seconds that a further one waits
 
 
 class SnapshotsService:
@@ -25,6 +29,7 @@ class SnapshotsService:
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
+        self._lists = threading.Semaphore(_LISTS)
 
     def calls(self) -> dict[str, Call]:
         """Its methods."""
@@ -91,8 +96,13 @@ class SnapshotsService:
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         found = map(info_message, self._snapshots.list(request.filters))
-        for batch in _batches(found):
-            yield snapshots_pb2.ListSnapshotsResponse(info=batch)
+        if not self._lists.acquire(timeout=_PATIENCE):
+            raise Busy("too many lists are being read")
+        try:
+            for batch in _batches(found):
+                yield snapshots_pb2.ListSnapshotsResponse(info=batch)
+        finally:
+            self._lists.release()
 
     def _usage(
         self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
