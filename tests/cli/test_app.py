@@ -100,6 +100,18 @@ def test_an_unknown_verb_is_told_with_the_one_that_is_meant(cli: Cli) -> None:
     assert message == "there is no verb 'imgaes'; did you mean 'images'? (see 'lamina --help')"
 
 
+def test_an_unknown_server_too(cli: Cli) -> None:
+    message = cli.fails("serve", "contanerd", status=2)
+    meant = "there is no server 'contanerd'; did you mean 'containerd'?"
+    assert message == f"serve: {meant} (see 'lamina serve --help')"
+    assert "; there are containerd and docker" in cli.fails("serve", "kubelet", status=2)
+
+
+def test_serve_without_a_server_prints_its_help(cli: Cli) -> None:
+    assert cli("serve") == cli("serve", "--help")
+    assert "\nServers:\n" in cli("serve")
+
+
 def test_a_verb_of_docker_is_told_with_what_there_is(cli: Cli) -> None:
     message = cli.fails("history", "debian", status=2)
     assert message.startswith("there is no verb 'history': 'lamina inspect' shows")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import click
 
 from lamina import __version__
+from lamina.cli.messages import did_you_mean
 from lamina.cli.session import Session
 from lamina.cli.settings import Settings, load
 
@@ -118,10 +119,7 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """A verb that does not exist is told together with the one that may be meant."""
         if args and args[0] not in VERBS and not ctx.resilient_parsing:
-            from difflib import get_close_matches
-
-            close = get_close_matches(args[0], VERBS, n=1)
-            meant = f"; did you mean '{close[0]}'?" if close else ""
+            meant = did_you_mean(args[0], VERBS)
             if args[0] in _ELSEWHERE:
                 meant = f": {_ELSEWHERE[args[0]]}"
             raise click.UsageError(f"there is no verb '{args[0]}'{meant}", ctx)

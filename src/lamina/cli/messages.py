@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -19,6 +20,14 @@ def say(text: str) -> None:
             write()
         except OSError:
             pass  # nobody listens
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'pull'?`` where one of the ``known`` words is close; else nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def message(error: BaseException) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from lamina.cli.servers.needs import requirements
 from lamina.cli.session import Session
-from lamina.errors import LaminaError
 
 
 @click.command()
@@ -54,11 +54,8 @@ def command(
       ctr images pull --snapshotter lamina docker.io/library/debian:12
     """
     settings = session.settings
-    try:
+    with requirements():
         from lamina.serve.containerd.server import Options, serve
-    except ModuleNotFoundError as error:
-        needed = "pip install 'lamina[serve]'"
-        raise LaminaError(f"there is no Python module {error.name}: {needed}") from error
     from lamina.serve.life import log_to_stderr
     from lamina.store.policy import SyncPolicy
     from lamina.store.snapshots import Snapshots

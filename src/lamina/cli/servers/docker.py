@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from lamina.cli.servers.needs import requirements
 from lamina.cli.session import Session
-from lamina.errors import LaminaError
 
 _ADDRESS = "/run/docker/plugins/lamina.sock"
 
@@ -41,11 +41,8 @@ def command(
       lamina serve docker --driver aufs --metrics 127.0.0.1:9324
       dockerd --experimental --storage-driver lamina --storage-opt lamina.driver=overlay
     """
-    try:
+    with requirements():
         from lamina.serve.docker.serving import serve
-    except ModuleNotFoundError as error:
-        needed = "pip install 'lamina[serve]'"
-        raise LaminaError(f"there is no Python module {error.name}: {needed}") from error
     from lamina.serve import life
     from lamina.store.roots import default_root, default_run
 
