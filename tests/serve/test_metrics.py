@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
@@ -68,11 +69,28 @@ def test_they_are_served_over_http(registry: metrics.Registry) -> None:
         caught.value.close()
 
 
+@pytest.mark.parametrize("address", ["[::1]:0", "localhost:0", ":0"])
+def test_hosts_may_be_names_and_of_version_6(registry: metrics.Registry, address: str) -> None:
+    with metrics.served(registry, address) as port:
+        url = f"http://{'localhost' if address == ':0' else address.rpartition(':')[0]}:{port}"
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            assert answer.status == 200
+
+
 @pytest.mark.parametrize(
-    "address", ["nonsense", "9323", "127.0.0.1:x", "192.0.2.1:1", "127.0.0.1:999999"]
+    ("address", "why"),
+    [
+        ("nonsense", "it takes HOST:PORT, as 127.0.0.1:9323"),
+        ("9323", "it takes HOST:PORT"),
+        ("127.0.0.1:", "it takes HOST:PORT"),
+        ("127.0.0.1:x", "it takes HOST:PORT"),
+        ("127.0.0.1:999999", "it takes HOST:PORT"),
+        ("192.0.2.1:1", "Cannot assign requested address"),
+    ],
 )
-def test_an_address_that_can_not_be(registry: metrics.Registry, address: str) -> None:
-    with pytest.raises(LaminaError, match="can't serve metrics"), metrics.served(registry, address):
+def test_an_address_that_can_not_be(registry: metrics.Registry, address: str, why: str) -> None:
+    said = re.escape(f"can't serve metrics at {address}: {why}")
+    with pytest.raises(LaminaError, match=said), metrics.served(registry, address):
         pass
 
 

@@ -153,8 +153,9 @@ def _escaped(text: str) -> str:
 def served(registry: Registry, address: str) -> Iterator[int]:
     """Answer ``GET /metrics`` at ``HOST:PORT`` while the block runs; the port.
 
-    HOST is a name or an address, ``[::1]`` too; without one (``:PORT``) it is every address. More
-    than a few connections are not kept: the oldest goes then, which may be one that only waits.
+    HOST is a name or an address, ``[::1]`` too; without one (``:PORT``) it is every address, and
+    port 0 any that is free. More than a few connections are not kept: the oldest goes then, which
+    may be one that only waits.
 
     Raises:
         LaminaError: it is no address, or can't be listened at.
@@ -220,8 +221,10 @@ def served(registry: Registry, address: str) -> Iterator[int]:
     try:
         family, place = _resolved(address)
         server = Server(family, place)
-    except (OSError, ValueError, OverflowError) as error:
-        raise LaminaError(f"can't serve metrics at {printable(address)}: {error}") from error
+    except OSError as error:
+        raise LaminaError(
+            f"can't serve metrics at {printable(address)}: {error.strerror or error}"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, name="lamina-metrics", args=(0.1,))
     thread.start()
     try:
@@ -233,15 +236,17 @@ def served(registry: Registry, address: str) -> Iterator[int]:
 
 
 def _resolved(address: str) -> tuple[int, tuple[str, int]]:
-    """The family and the address of HOST:PORT; ValueError or OSError where it is none."""
+    """The family and the address of HOST:PORT; LaminaError or OSError where it is none."""
     host, colon, port = address.rpartition(":")
-    if not colon:
-        raise ValueError("it is no HOST:PORT")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise LaminaError(
+            f"can't serve metrics at {printable(address)}: it takes HOST:PORT, as 127.0.0.1:9323"
+        )
     found = socket.getaddrinfo(
-        host.strip("[]") or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     family, _, _, _, place = found[0]
-    return family, (str(place[0]), int(port))
+    return family, (str(place[0]), int(place[1]))
 
 
 def _end(connection: Any) -> None:

@@ -54,7 +54,7 @@ def serve(store: Snapshots, options: Options) -> None:
         registry = stack.enter_context(running(store, options))
         if options.metrics is not None:
             port = stack.enter_context(metrics.served(registry, options.metrics))
-            _log.info("metrics", extra={"fields": {"port": port}})
+            _log.info("metrics", extra={"fields": {"address": options.metrics, "port": port}})
         sockets.notify("READY=1")
         stop.wait()
         sockets.notify("STOPPING=1")

@@ -51,7 +51,8 @@ def serve(
         listening = stack.enter_context(_listening(address, group))
         registry = Registry()
         if metrics is not None:
-            stack.enter_context(served(registry, metrics))
+            port = stack.enter_context(served(registry, metrics))
+            log.info("metrics", extra={"fields": {"address": metrics, "port": port}})
         names = frozenset({name, "lamina"})
         Server(homes, names, ready=ready, metrics=registry).serve_on(listening)
         sockets.notify("STOPPING=1")
