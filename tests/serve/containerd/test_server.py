@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from lamina.errors import InvalidName
 from lamina.serve import sockets
+from lamina.store.snapshots import Snapshots
 from tests.serve.containerd.conftest import Ground
 from tests.serve.containerd.test_crashes import PATIENCE, client_of, server
 
@@ -129,4 +131,11 @@ def test_without_its_libraries_it_says_what_to_install(ground: Ground) -> None:
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 1
-    assert "pip install 'lamina[serve]'" in done.stderr
+    assert "Lamina's extra 'serve', as by pipx install --force '.[serve]'" in done.stderr
+
+
+def test_a_driver_that_there_is_not_is_said_before_the_one_that_there_is(ground: Ground) -> None:
+    with server(ground):
+        pass
+    with pytest.raises(InvalidName, match="no driver is called 'zfs'"):
+        Snapshots(ground.root, run=ground.run / "refs", driver="zfs")

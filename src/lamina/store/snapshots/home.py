@@ -85,11 +85,16 @@ class Home:
             raise
 
     def _choose(self, db: Database, wanted: str | None) -> str:
+        if wanted is not None:
+            registry.check_name(wanted)
         with db.read() as tx:
             begun: str | None = tx.value("SELECT value FROM settings WHERE key = 'driver'")
         if begun is not None:
             if wanted not in (None, begun):
-                raise StoreError(f"the snapshots in {self.root} are kept by driver {begun}")
+                raise StoreError(
+                    f"the snapshots in {self.root} are kept by driver {begun}, for good: "
+                    "another driver takes another root"
+                )
             return begun
         name = wanted or registry.choose(self.root)
         registry.driver_class(name).probe(self.root / name)
@@ -130,8 +135,11 @@ def _prepare(root: Path, run: Path) -> None:
             f"{printable(root)}: the path of snapshots must have no comma, colon or backslash, "
             "which the options of mounts can't tell"
         )
-    if is_docker_root(root) or (root / "lamina.db").exists():
-        raise StoreError(f"{root} is kept by another: give snapshots a directory of their own")
+    if (docker := is_docker_root(root)) or (root / "lamina.db").exists():
+        whose = "Docker" if docker else "a store of images"
+        raise StoreError(
+            f"{root} is kept by another, {whose}: give snapshots a directory of their own"
+        )
     for path in (root, run):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
