@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import tomllib
@@ -39,7 +40,7 @@ def test_systemd_reads_the_units(unit: Path, tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     for each in UNITS:
-        text = each.read_text().replace("/usr/bin/lamina", os.fspath(program))
+        text = each.read_text().replace("ExecStart=lamina ", f"ExecStart={program} ")
         (tmp_path / each.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", tmp_path / unit.name],
@@ -77,16 +78,24 @@ def test_containerd_takes_its_configuration() -> None:
 def test_the_kubernetes_manifest_is_one() -> None:
     yaml = pytest.importorskip("yaml")
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
-    assert [document["kind"] for document in documents] == ["Namespace", "DaemonSet"]
-    spec = documents[1]["spec"]
+    assert [document["kind"] for document in documents] == [
+        "Namespace", "RuntimeClass", "DaemonSet",
+    ]  # fmt: skip
+    spec = documents[2]["spec"]
     pod = spec["template"]["spec"]
+    assert pod["runtimeClassName"] == documents[1]["metadata"]["name"]
+    plain = f"containerd.runtimes.{documents[1]['handler']}]"
+    assert plain in (DEPLOY / "containerd.toml").read_text()
     assert spec["selector"]["matchLabels"].items() <= (
         spec["template"]["metadata"]["labels"].items()
     )
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in pod["containers"]:
         assert accepted(container["args"])
-        port = spec["template"]["metadata"]["annotations"]["prometheus.io/port"]
-        assert f"--metrics=$(HOST_IP):{port}" in container["args"], "others are to read them"
-        assert container["env"][0]["name"] == "HOST_IP"
+        given = {f"$({variable['name']})" for variable in container["env"]}
+        assert given == set(re.findall(r"\$\(\w+\)", " ".join(container["args"])))
+        ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+        probed = ports[container["readinessProbe"]["httpGet"]["port"]]
+        assert f"--metrics=$(HOST_IP):{probed}" in container["args"]
+        assert spec["template"]["metadata"]["annotations"]["prometheus.io/port"] == probed
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
