@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 
 import lamina
+from lamina.cli.app import VERBS
+from lamina.drivers import registry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REGISTRY = "localhost:5000"
@@ -73,6 +75,17 @@ def steps(document: Path) -> Iterator[Step]:
                 step.expected.append(line)
         if step:
             yield step
+
+
+def test_the_reference_has_every_verb_in_its_table() -> None:
+    table = (REPOSITORY / "docs/reference.md").read_text().partition("## Configuration")[0]
+    assert [verb for verb in VERBS if f"`{verb}`" not in table] == []
+
+
+@pytest.mark.parametrize("name", sorted(registry.names()))
+def test_the_documents_for_users_have_every_driver(name: str) -> None:
+    for document in ("README.md", "docs/serve.md", "docs/internals.md"):
+        assert f"`{name}`" in (REPOSITORY / document).read_text(), document
 
 
 @pytest.fixture
