@@ -113,6 +113,10 @@ class InvalidArchive(LaminaError, ValueError):
         self.why = why
 
 
+class NotAnArchive(InvalidArchive):
+    """A file or stream that is something else from its first byte on; ``why`` says what."""
+
+
 class InvalidImage(LaminaError, ValueError):
     """A manifest, index, configuration, layout or image archive that is not what it should be."""
 

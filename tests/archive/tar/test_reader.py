@@ -13,7 +13,7 @@ import pytest
 
 from lamina.archive.tar import TarReader, Type
 from lamina.archive.tar.source import BUFFER
-from lamina.errors import InvalidArchive
+from lamina.errors import InvalidArchive, NotAnArchive
 from tests.archive.tar.blocks import (
     END,
     GNU,
@@ -67,6 +67,28 @@ def test_no_bytes_at_all_are_no_archive() -> None:
     assert refused(b"", "empty").entry is None
 
 
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b'print("x")\n', "text"),
+        ("Überschrift\n".encode() * 100, "text"),
+        (b"PK\x03\x04" + bytes(10), "a ZIP archive"),
+        (b"\x7fELF" + bytes(1000), "a program"),
+        (bytes([1, 2, 3]), ""),
+        (bytes([1]) * 512, ""),
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_no_archive_at_all_is_named(head: bytes, what: str, mapped: bool) -> None:
+    stream: io.BytesIO | mmap.mmap = io.BytesIO(head)
+    if mapped:
+        stream = mmap.mmap(-1, len(head))
+        stream[:] = head
+    with pytest.raises(NotAnArchive) as caught:
+        list(TarReader(stream))
+    assert caught.value.why == (f"{what}, not a tar archive" if what else "not a tar archive")
+
+
 def test_data_after_a_lone_zero_block_is_damage() -> None:
     refused(file(b"a") + bytes(512) + file(b"b") + END, "lone zero block at offset 1024")
 
@@ -77,7 +99,7 @@ def test_garbage_after_a_valid_start_is_damage() -> None:
 
 def test_what_is_no_tar_says_so() -> None:
     refused(b"PK\3\4" + b"x" * 2000, "not a tar archive")
-    refused(b"short", "truncated")
+    refused(b"short", "text, not a tar archive")
 
 
 def test_an_end_of_one_and_a_half_blocks_is_damage() -> None:

@@ -42,7 +42,7 @@ from lamina.archive.owners import Owners, Warn
 from lamina.archive.placement import NAME_LIMIT, PATH_LIMIT, NoWay, clean, split
 from lamina.archive.tar import Entry, TarReader, Type
 from lamina.archive.whiteout import META_PREFIX, WHITEOUT_PREFIX, Mark, parse
-from lamina.errors import InvalidArchive, UnmappedId, printable
+from lamina.errors import InvalidArchive, NotAnArchive, UnmappedId, printable
 from lamina.kernel.idmap import IdMap
 from lamina.log import Log
 
@@ -328,7 +328,7 @@ def build_index(
     try:
         size = os.fstat(fd).st_size
         if not size:
-            raise InvalidArchive("empty")
+            raise NotAnArchive("empty")
         data = mmap(fd, size, prot=PROT_READ)
         reader = TarReader(data)
         with collector_paused():

@@ -11,6 +11,7 @@ from lamina.archive.tar import header, pax, sparse
 from lamina.archive.tar.entry import Entry, Limits, Type
 from lamina.archive.tar.header import BLOCK, ZERO_BLOCK, Format
 from lamina.archive.tar.pax import Extension
+from lamina.archive.tar.recognise import refuse
 from lamina.archive.tar.source import Readable, Source, truncated
 from lamina.errors import InvalidArchive
 
@@ -263,18 +264,19 @@ class TarReader:
 
     def _end_of_stream(self) -> None:
         """The stream ended where a header could be."""
+        if not self._begun:
+            raise refuse(bytes(self._source.view[self._source.start : self._source.end]))
         if self._source.start < self._source.end or self._extension is not None:
             truncated()
-        if not self._begun:
-            raise InvalidArchive("empty")
         self._source.drain()
 
     def _end_mark(self, block: bytes) -> None:
         """Two blocks of zeros end the archive; or one, if nothing follows."""
         source = self._source
         if block != ZERO_BLOCK:
-            what = "a header with a wrong checksum" if self._begun else "not a tar archive"
-            raise InvalidArchive(f"{what} at offset {source.offset}")
+            if not self._begun:
+                raise refuse(bytes(block))
+            raise InvalidArchive(f"a header with a wrong checksum at offset {source.offset}")
         if self._extension is not None:
             truncated()
         source.start += BLOCK

@@ -36,7 +36,9 @@ def command(session: Session, shared: bool, form: str) -> None:
         output.print_json(_described(usage) | _equal(sharing))
         return
     _print(usage)
-    if sharing is not None:
+    if sharing is not None and not sharing.files:
+        print("Equal files in several layers: none")
+    elif sharing is not None:
         print(f"Equal files in several layers: {sharing.files:,}, with "
               f"{output.count(sharing.copies, 'more copy', 'more copies')} of "
               f"{output.size(sharing.size)}; on xfs and btrfs 'lamina dedup' lets "

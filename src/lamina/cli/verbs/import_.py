@@ -9,6 +9,7 @@ import click
 
 from lamina.cli.changing import change_option, changed
 from lamina.cli.session import Session
+from lamina.errors import NotAnArchive
 
 
 @click.command()
@@ -32,10 +33,15 @@ def command(session: Session, source: str, name: str | None, changes: tuple[str,
         raise click.UsageError("'-' reads an archive from stdin, which is a terminal")
     config = changed(None, changes)
     with session.store(progress=True) as store:
-        if source == "-":
-            image = store.import_tar(sys.stdin.buffer, name, config=config)
-        elif os.path.isdir(source):
-            image = store.import_directory(source, name, config=config)
-        else:
-            image = store.import_tar(source, name, config=config)
+        try:
+            if source == "-":
+                image = store.import_tar(sys.stdin.buffer, name, config=config)
+            elif os.path.isdir(source):
+                image = store.import_directory(source, name, config=config)
+            else:
+                image = store.import_tar(source, name, config=config)
+        except NotAnArchive as error:
+            error.add_note("stdin" if source == "-" else source)
+            error.add_note("'lamina import' takes a root file system: a tar or a directory")
+            raise
     print(image.id)

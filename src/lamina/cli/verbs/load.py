@@ -12,10 +12,13 @@ import click
 from lamina.cli import transfers
 from lamina.cli.output import write_line
 from lamina.cli.session import Session
-from lamina.errors import LaminaError
+from lamina.errors import LaminaError, NotAnArchive
 
 if TYPE_CHECKING:
     from lamina.store import Image
+
+
+_WANTED = "'lamina load' takes what 'docker save', 'podman save' or 'lamina save' wrote"
 
 
 @click.command()
@@ -62,6 +65,12 @@ def command(
                 keep_blobs=keep_blobs,
                 loaded=_loaded,
             )
+        except NotAnArchive as error:
+            if not getattr(error, "__notes__", ()):  # it is the file itself, no layer in it
+                if not (hint := _meant(names)):
+                    error.add_note("stdin" if from_stdin else str(source))
+                error.add_note(hint or _WANTED)
+            raise
         except LaminaError as error:
             if from_stdin and (hint := _meant(names)):
                 error.add_note(hint)
