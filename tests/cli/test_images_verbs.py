@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -277,6 +278,15 @@ class TestPullAndPush:
         publish(plain_registry, repository_name, make({"x": b"y"}), "1")
         assert f"{newer} {name}" in cli("pull", name)
 
+    def test_without_a_terminal_a_pull_says_that_it_begins(
+        self, cli: Cli, plain_registry: Registry, repository_name: str
+    ) -> None:
+        name = publish(plain_registry, repository_name, make(*LAYERS, compression="gzip"), "1")
+        assert cli.process("pull", name).stderr == f"lamina: pulling {name}\n"
+        assert cli.process("pull", name).stderr == "", "nothing is fetched"
+        cli("rmi", name)
+        assert cli.process("pull", "-q", name).stderr == ""
+
     def test_what_is_pushed_is_had_by_skopeo_and_comes_back(
         self, cli: Cli, box: str, plain_registry: Registry, repository_name: str,
         skopeo: peers.Skopeo,
@@ -351,6 +361,7 @@ class TestPullAndPush:
             assert process.returncode == 130
             assert said == (
                 "",
+                f"lamina: pulling {name}\n"
                 "lamina: interrupted; what was fetched is kept, the same command goes on\n",
             )
             assert cli.json("images") == []
@@ -699,6 +710,22 @@ class TestConfig:
         assert [i["names"] for i in cli.json("images")] == [[image]]
 
 
+def test_what_is_no_archive_is_told_with_what_is_wanted(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "ex.py"
+    source.write_text("print('x')\n")
+    packed = tmp_path / "ex.py.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    takes = "'lamina load' takes what 'docker save', 'podman save' or 'lamina save' wrote"
+    for file in (source, packed):
+        said = cli.fails("load", "-i", file)
+        assert said == f"invalid archive: text, not a tar archive ({file}; {takes})"
+    assert cli.fails("load") == f"invalid archive: empty (stdin; {takes})"
+    takes = "'lamina import' takes a root file system: a tar or a directory"
+    for file in (source, packed):
+        said = cli.fails("import", file, "x")
+        assert said == f"invalid archive: text, not a tar archive ({file}; {takes})"
+
+
 def test_images_are_converted_between_drivers(cli: Cli, small_tar: Path) -> None:
     need_filesystem("erofs")
     cli("--driver", "overlay", "import", small_tar, "small:1")
@@ -733,7 +760,7 @@ def test_equal_files_are_told_and_shared(cli: Cli, small_tar: Path, ext4: Path, 
     for place in (ext4, xfs):
         root = ("--root", place / "store")
         cli(*root, "import", small_tar, "small:1")
-        assert "Equal files in several layers: 0, with" in cli(*root, "du", "--shared")
+        assert "Equal files in several layers: none\n" in cli(*root, "du", "--shared")
         found = json.loads(cli(*root, "du", "--shared", "--format", "json"))
         assert found["equal_files"] == {"files": 0, "copies": 0, "size": 0, "sharable": 0}
     said = cli.fails("--root", ext4 / "store", "dedup")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from lamina.cli.settings import Settings
 
 if TYPE_CHECKING:
     from lamina.api import Store
-    from lamina.progress import ProgressCallback
+    from lamina.progress import Progress, ProgressCallback
 
 
 class Session:
@@ -38,8 +39,9 @@ class Session:
             self.settings = rootless.enter(self.settings)
 
     @contextmanager
-    def store(self, *, progress: bool = False) -> Iterator[Store]:
-        """The store, open; with ``progress``, long work in it draws bars on a terminal.
+    def store(self, *, progress: bool = False, work: str | None = None) -> Iterator[Store]:
+        """The store, open; with ``progress``, long work in it draws bars on a terminal, or else
+        is told as ``work`` when it begins.
 
         :meth:`enter` comes first.
         """
@@ -47,7 +49,7 @@ class Session:
         settings = self.settings
         log.before_first(self._hear_warnings)
         with ExitStack() as stack:
-            report = stack.enter_context(self.progress()) if progress else None
+            report = stack.enter_context(self.progress(work=work)) if progress else None
             from lamina.api import Store
 
             store = Store(
@@ -65,15 +67,29 @@ class Session:
             say(text)
 
     @contextmanager
-    def progress(self, *, quiet: bool = False) -> Iterator[ProgressCallback | None]:
-        """What draws bars of long work on a terminal; None where there is none, or ``quiet``."""
+    def progress(
+        self, *, quiet: bool = False, work: str | None = None
+    ) -> Iterator[ProgressCallback | None]:
+        """What draws bars of long work on a terminal; where there is none it says ``work`` once,
+        if that is given. None if there is nothing to tell, or ``quiet``.
+        """
         if quiet or self.quiet or not sys.stderr.isatty():
-            yield None
+            yield self._once(work) if work and not quiet and not self.quiet else None
             return
         from lamina.cli.progress import Bars
 
         with Bars() as bars:
             yield bars
+
+    def _once(self, work: str) -> ProgressCallback:
+        told = threading.Event()
+
+        def tell(_progress: Progress) -> None:
+            if not told.is_set():
+                told.set()
+                self.remark(work)
+
+        return tell
 
     def _hear_warnings(self) -> None:
         """What the rooms below log comes as ``lamina: ...`` like all else."""

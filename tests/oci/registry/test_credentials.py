@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lamina.errors import InvalidName, RegistryError, Unauthorized
+from lamina.errors import InvalidName, PermissionRequired, RegistryError, Unauthorized
 from lamina.oci.registry import Credentials, credentials, login, logout
 from lamina.oci.registry.credentials import find_credentials
 from tests import support
@@ -285,6 +285,16 @@ def test_a_refused_login_changes_nothing(
 def test_what_no_header_can_carry_is_refused(user: str, password: str) -> None:
     with pytest.raises(InvalidName):
         login("localhost:1", user, password)
+
+
+@pytest.mark.root
+def test_a_login_that_can_not_be_kept_is_not_tried(home: Path, docker: Path) -> None:
+    support.run("mount", "-t", "tmpfs", "-o", "ro", "none", home)
+    try:
+        with pytest.raises(PermissionRequired, match="REGISTRY_AUTH_FILE names another file"):
+            login("localhost:1", USER, PASSWORD)  # where nobody is to be asked
+    finally:
+        support.run("umount", home)
 
 
 def test_a_helper_keeps_a_login(

@@ -50,6 +50,14 @@ def test_requests_share_a_connection(repository: Repository, faulty: Faulty) -> 
     assert faulty.accepted == before
 
 
+def test_where_there_is_no_way_out_a_proxy_is_named(opened: Open) -> None:
+    """A name below .invalid has no address (RFC 6761)."""
+    with pytest.raises(RegistryError, match=r"HTTPS_PROXY names a proxy\)$"):
+        opened("registry.invalid", "box").resolve("one")
+    with pytest.raises(RegistryError, match=r"refused$"):
+        opened("localhost:1", "box").resolve("one")
+
+
 # --- downloads
 
 

@@ -45,7 +45,7 @@ def command(
 
     reference = Reference.parse(name)
     options = transfers.registry(insecure, creds)
-    with session.store(progress=not quiet) as store:
+    with session.store(progress=not quiet, work=f"pulling {reference}") as store:
         ids, before = {image.id for image in store.images}, _image(store, name)
         image = store.pull(name, platform=platform, keep_blobs=keep_blobs, options=options)
         digest = image.repo_digests[0].rpartition("@")[2]

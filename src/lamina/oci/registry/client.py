@@ -17,7 +17,7 @@ import httpx
 from lamina.errors import LaminaError, RegistryError, Unauthorized
 from lamina.oci.registry.answers import discard, read_body, refusal
 from lamina.oci.registry.auth import Authorizer, Scopes, Temporary
-from lamina.oci.registry.connections import Connections, Origin, unverified
+from lamina.oci.registry.connections import Connections, Origin, no_network, unverified
 from lamina.oci.registry.credentials import Credentials, find_credentials
 from lamina.oci.registry.hosts import Host, Tls, find_hosts
 from lamina.oci.registry.options import Options
@@ -306,6 +306,8 @@ class Client:
             why = "it does not speak TLS (--insecure: plain HTTP is spoken then)"
         if isinstance(error, httpx.TimeoutException):
             why = "no answer in time" if isinstance(error, httpx.ReadTimeout) else "timed out"
+        if no_network(error):
+            why += " (if this machine has no other way out, HTTPS_PROXY names a proxy)"
         if unverified(error):
             place = f"/etc/docker/certs.d/{host.name}/ca.crt"
             why += f" (its authority's certificate can be put in {place})"

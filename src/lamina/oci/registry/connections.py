@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import socket
 import ssl
 import threading
 import urllib.request
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
@@ -17,10 +19,9 @@ from lamina.errors import RegistryError
 from lamina.oci.registry.hosts import SYSTEM, Tls, is_loopback
 
 if TYPE_CHECKING:
-    import socket
-
     from lamina.oci.registry.options import Options
 
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 _IDLE = 8  # connections kept for later, of each pool
 
 
@@ -144,8 +145,6 @@ class Connections:
 
 
 def _shut_down(stream: socket.socket) -> None:
-    import socket
-
     try:
         # Not SSLSocket.shutdown, which forgets the TLS state that another thread is using.
         socket.socket.shutdown(stream, socket.SHUT_RDWR)
@@ -192,11 +191,21 @@ def _context(tls: Tls, bulk: bool) -> ssl.SSLContext:
     return context
 
 
+def no_network(error: Exception) -> bool:
+    """Whether there is no way to a server, at the bottom of an error: no name, no route."""
+    return isinstance(error, httpx.ConnectTimeout) or any(
+        isinstance(cause, socket.gaierror)
+        or (isinstance(cause, OSError) and cause.errno in _NO_WAY)
+        for cause in _causes(error)
+    )
+
+
 def unverified(error: Exception) -> bool:
     """Whether a server's certificate was not taken, at the bottom of an error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

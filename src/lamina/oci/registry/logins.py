@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lamina.errors import InvalidName
+from lamina.errors import InvalidName, PermissionRequired
 from lamina.oci.registry.credentials import (
     HUB_KEY,
     Credentials,
@@ -36,12 +36,14 @@ def login(registry: str, user: str, password: str, options: Options | None = Non
         InvalidName: no registry, or a user that no header could carry.
         Unauthorized: the registry refuses them.
         RegistryError: it can't be asked, or the credential helper fails.
-        OSError: the file can't be written.
+        PermissionRequired: the file can't be written; the registry is not asked then.
+        OSError: likewise, for another reason.
     """
     if not user or ":" in user or not (user + password).isprintable():
         raise InvalidName("a user is not empty, has no colon, and no control characters")
-    check_login(registry, Credentials(user, password), options)
     path = _file()
+    _check_writable(path)
+    check_login(registry, Credentials(user, password), options)
     document = read_file(path)
     auths = _auths(document)
     key, helper = _key(path, registry), helper_of(document, registry)
@@ -129,6 +131,18 @@ def _drop(auths: dict[str, Any], registry: str) -> bool:
     for key in keys:
         del auths[key]
     return bool(keys)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise PermissionRequired unless a file can be made at ``path``, as far as can be told."""
+    there = Path(os.path.realpath(path)).parent
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionRequired(
+            f"a login can't be kept in {path}: {there} can't be written (REGISTRY_AUTH_FILE names "
+            "another file; --creds of pull, push and copy logs in for once)"
+        )
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
