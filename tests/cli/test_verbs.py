@@ -99,7 +99,7 @@ class TestImages:
     def test_info_says_why_the_driver_was_chosen(self, cli: Cli) -> None:
         for args, why in (
             ((), "it is the best that works here"),
-            ((), "this store was begun with it"),
+            ((), "it is the store's own"),
             (("--driver", "vfs"), "it was asked for"),
         ):
             (line,) = [n for n in cli(*args, "info").splitlines() if n.startswith("Driver:")]

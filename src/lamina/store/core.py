@@ -80,7 +80,7 @@ class Core:
             with self.db.read() as tx:
                 self._wanted = own_driver(tx)
             if self._wanted is not None:
-                self.driver_because = "this store was begun with it"
+                self.driver_because = "it is the store's own"
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -220,16 +220,24 @@ def test_numbers_for_prometheus(address: Path, tmp_path: Path, run: Path) -> Non
             assert line in text.splitlines(), text
 
 
+def wait_for_line(plugin: Plugin, pattern: str) -> None:
+    """Until the log has it: a call is logged when it has been answered."""
+    deadline = time.monotonic() + 30
+    while not re.search(pattern, plugin.log.read_text(), re.MULTILINE):
+        assert time.monotonic() < deadline, plugin.log.read_text()
+        time.sleep(0.02)
+
+
 def test_calls_and_errors_are_logged_with_the_key(plugin: Plugin) -> None:
     with pytest.raises(Refused):
         plugin.call("GraphDriver.Get", ID="no-such-thing")
-    line = plugin.log.read_text().splitlines()[-1]
-    assert re.search(
+    wait_for_line(
+        plugin,
         r'level=warning msg="call failed" method=GraphDriver.Get key=no-such-thing code=500 '
-        r'seconds=[\d.]+ error="no such layer: no-such-thing"', line,
-    )  # fmt: skip
+        r'seconds=[\d.]+ error="no such layer: no-such-thing"$',
+    )
     plugin.call("GraphDriver.Exists", ID="no-such-thing")
-    assert "level=debug msg=call method=GraphDriver.Exists" in plugin.log.read_text()
+    wait_for_line(plugin, "level=debug msg=call method=GraphDriver.Exists")
 
 
 def test_an_idle_server_is_small(plugin: Plugin) -> None:

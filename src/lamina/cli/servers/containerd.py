@@ -14,15 +14,17 @@ from lamina.cli.session import Session
 @click.command()
 @click.option("--address", metavar="SOCK", default="/run/lamina/containerd.sock",
               show_default=True, help="The unix socket to serve at.")  # fmt: skip
-@click.option("--driver", metavar="NAME", help="How layers are kept: for good, once begun.")
+@click.option("--driver", metavar="NAME",
+              help="How layers are kept, for good once begun; by default the best that works "
+              "('lamina info' lists the drivers).")  # fmt: skip
 @click.option("--root", metavar="DIR", help="Where they are kept.  "
               "[default: /var/lib/lamina/containerd]")  # fmt: skip
 @click.option("--group", metavar="GROUP", help="Let a group connect, not root alone.")
 @click.option("--containerd", metavar="SOCK",
               help="containerd's socket: the differ reads and writes blobs there.")  # fmt: skip
 @click.option("--content", metavar="DIR",
-              help="containerd's content store: the differ reads blobs there, which is faster.  "
-              "[/var/lib/containerd/io.containerd.content.v1.content]")  # fmt: skip
+              help="containerd's content store: the differ reads blobs there, which is faster; "
+              "mostly /var/lib/containerd/io.containerd.content.v1.content.")  # fmt: skip
 @click.option("--metrics", metavar="HOST:PORT", help="Serve numbers for Prometheus there.")
 @click.option("--no-sync", is_flag=True, help="Let a power cut have what was committed lately.")
 @click.option("--debug", is_flag=True, help="Log every call.")

@@ -16,7 +16,8 @@ _ADDRESS = "/run/docker/plugins/lamina.sock"
 @click.option("--address", metavar="SOCK", default=_ADDRESS, show_default=True,
               help="Where Docker finds the plugin; the file's name is the plugin's.")  # fmt: skip
 @click.option("--driver", metavar="NAME",
-              help="How layers are kept: as the global option.")  # fmt: skip
+              help="How new layers are kept; by default the best that works ('lamina info' "
+              "lists the drivers).")  # fmt: skip
 @click.option("--group", metavar="GROUP",
               help="Let this group connect too, not the socket's owner alone.")  # fmt: skip
 @click.option("--metrics", metavar="HOST:PORT", help="Serve numbers for Prometheus there.")
