@@ -90,6 +90,8 @@ class Stager:
             yield self._all()
 
     def _all(self) -> list[Arrival]:
+        if self._parts:
+            self._meter.report()  # that it begins
         workers = min(_UNPACKERS, len(os.sched_getaffinity(0)) + 1, len(self._parts))
         with (
             written_early(self._core),
