@@ -171,7 +171,7 @@ def _index(ground: Ground, rounds: int, root: Root) -> Iterator[Line]:
 
         return run
 
-    mkfs = erofsutils.find(root.tar.parent)
+    mkfs = erofsutils.find()
     runs = {
         "ours": into(lambda target: worker.run("index", root.tar, target)[0]),
         "tarfile": into(lambda _: worker.run("list", root.tar)[0]),

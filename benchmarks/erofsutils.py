@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.ground import output, tool
-
-_SUITE = "trixie"
+from tests import debian
 
 
 class Mkfs:
@@ -26,30 +23,10 @@ class Mkfs:
         tool(*self._argv, "--quiet", "--tar=i", target, tar)
 
 
-def find(cache: Path) -> Mkfs | None:
-    """It, unpacked into a directory of ``cache`` first if it is not there (needs the network).
-
-    None, and a word of why, where it can't be had.
-    """
-    root = cache / f"erofs-utils-{_SUITE}"
-    if not root.exists():
-        part = root.with_name(f"{root.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        sources = f"deb {_archive()} {_SUITE} main\n"
-        command = ["mmdebstrap", "--quiet", "--variant=extract", "--include=erofs-utils", _SUITE]
-        try:
-            subprocess.run(
-                [*command, part, "-"], input=sources.encode(), capture_output=True, check=True
-            )
-        except subprocess.CalledProcessError as error:
-            print(f"no mkfs.erofs to compare with: {error.stderr.decode()[-300:]}", file=sys.stderr)
-            return None
-        part.rename(root)
-    return Mkfs(root)
-
-
-def _archive() -> str:
-    """Where this machine has its Debian packages from."""
-    uris = output("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
-    found = [uri for uri in sorted(set(uris.split())) if "security" not in uri]
-    return found[0] if found else ""
+def find() -> Mkfs | None:
+    """It, from the cache or the network; None, and a word of why, where it can't be had."""
+    try:
+        return Mkfs(debian.unpacked("erofs-utils"))
+    except debian.Unavailable as error:
+        print(f"no mkfs.erofs to compare with: {error}", file=sys.stderr)
+        return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests import support
+from tests import debian, support
 
 _PATIENCE = 60
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # Debian's, whatever else is installed
@@ -48,8 +50,9 @@ class Docker:
 class Containerd:
     """A containerd, by its client ctr(8)."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, programs: Path | None = None) -> None:
         self.socket = socket
+        self._ctr = _program("ctr", programs)
         self.root = socket.parent / "containerd"
 
     @property
@@ -59,7 +62,7 @@ class Containerd:
 
     def __call__(self, *argv: str | Path) -> str:
         """Run a command that must succeed; what it prints."""
-        return support.run("ctr", "--address", self.socket, *argv).stdout.decode()
+        return support.run(self._ctr, "--address", self.socket, *argv).stdout.decode()
 
 
 def need() -> None:
@@ -82,6 +85,26 @@ def need_containerd() -> None:
     support.need("containerd", "ctr")
 
 
+def with_differs() -> Path:
+    """Where a containerd is that takes differs from outside, 1.7: this machine's or Debian 13's.
+
+    Its containers have the shim and the runc of this machine.
+
+    Raises:
+        debian.Unavailable: it can't be had.
+    """
+    installed = shutil.which("containerd")
+    if installed is not None:
+        told = subprocess.run([installed, "--version"], capture_output=True, check=True).stdout
+        if re.search(rb" v?1\.7\.", told):
+            return Path(installed).parent
+    return debian.unpacked("containerd") / "usr/bin"
+
+
+def _program(name: str, programs: Path | None) -> str:
+    return name if programs is None else str(programs / name)
+
+
 @contextmanager
 def containerd() -> Iterator[Containerd]:
     """A containerd of which nothing stays."""
@@ -94,16 +117,20 @@ def containerd() -> Iterator[Containerd]:
 
 @contextmanager
 def containerd_at(
-    run: Path, config: str = "", *, killed: list[subprocess.Popen[bytes]] | None = None
+    run: Path,
+    config: str = "",
+    *,
+    killed: list[subprocess.Popen[bytes]] | None = None,
+    programs: Path | None = None,
 ) -> Iterator[Containerd]:
     """A containerd with its state in ``run`` (:func:`run_directory`), which it finds again there.
 
     ``config`` is added to its configuration; its process is appended to ``killed``, for who
-    wants to kill it.
+    wants to kill it. ``programs`` is where it is, if it is not this machine's.
     """
     need_containerd()
-    with _containerd(run, config, killed) as socket:
-        found = Containerd(socket)
+    with _containerd(run, config, killed, programs) as socket:
+        found = Containerd(socket, programs)
         found("version")
         yield found
 
@@ -117,7 +144,10 @@ def run_directory() -> Iterator[Path]:
 
 @contextmanager
 def _containerd(
-    run: Path, more: str = "", killed: list[subprocess.Popen[bytes]] | None = None
+    run: Path,
+    more: str = "",
+    killed: list[subprocess.Popen[bytes]] | None = None,
+    programs: Path | None = None,
 ) -> Iterator[Path]:
     """A containerd with all of its state in ``run``; its socket."""
     socket = run / "c.sock"
@@ -128,7 +158,7 @@ def _containerd(
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
         f'[grpc]\naddress = "{socket}"\n{more}'
     )
-    argv: list[str | Path] = ["containerd", "--config", config]
+    argv: list[str | Path] = [_program("containerd", programs), "--config", config]
     with _daemon(argv, socket, run / "containerd.log", killed):
         yield socket
 

@@ -34,11 +34,15 @@ def driver_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def image(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of an image of a Debian root and a layer on it."""
+    return image_on(debian_root, tmp_path_factory.mktemp("image"))
+
+
+def image_on(tar: Path, place: Path) -> Path:
     """An archive of an image of two layers; the upper one deletes, replaces and links."""
-    place = tmp_path_factory.mktemp("image")
     archive = place / "image.tar"
     with Store(place / "store", run=place / "run", driver="overlay", sync=SyncPolicy.NONE) as store:
-        base = store.import_tar(debian_root)
+        base = store.import_tar(tar)
         container = store.container(base)
         with container.mounted() as root:
             (root / "etc/issue").unlink()
@@ -64,14 +68,22 @@ class Node:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ctr: Callable[..., str] = str
+    programs: Path | None = None
+    """Where containerd is, if it is not this machine's."""
+    config: str = ""
+    """More of its configuration."""
+    options: tuple[str, ...] = ()
+    """More of the server's."""
 
     def start_lamina(self) -> None:
-        options = ("--containerd", str(self.run / "c.sock"))
+        options = ("--containerd", str(self.run / "c.sock"), *self.options)
         self.servers.append(self.lamina.enter_context(server(self.ground, *options)))
 
     def start_containerd(self) -> None:
         config = f'[proxy_plugins.lamina]\ntype = "snapshot"\naddress = "{self.ground.socket}"\n'
-        found = daemons.containerd_at(self.run, config, killed=self.processes)
+        found = daemons.containerd_at(
+            self.run, config + self.config, killed=self.processes, programs=self.programs
+        )
         self.ctr = self.containerd.enter_context(found)
 
     def kill_lamina(self) -> None:
@@ -110,23 +122,22 @@ class Node:
 
 
 @contextmanager
-def _node(ground: Ground) -> Iterator[Node]:
-    support.need("containerd", "ctr", "runc")
-    with daemons.run_directory() as run:
-        node = Node(run, ground)
-        try:
-            node.start_lamina()
-            node.start_containerd()
-            yield node
-        finally:
-            node.containerd.close()
-            node.lamina.close()
-            daemons.unmount_below(run)
+def node_of(node: Node) -> Iterator[Node]:
+    """Both, running; ``node.run`` is a :func:`tests.daemons.run_directory`."""
+    try:
+        node.start_lamina()
+        node.start_containerd()
+        yield node
+    finally:
+        node.containerd.close()
+        node.lamina.close()
+        daemons.unmount_below(node.run)
 
 
 @pytest.fixture
 def node(ground: Ground) -> Iterator[Node]:
-    with _node(ground) as made:
+    support.need("containerd", "ctr", "runc")
+    with daemons.run_directory() as run, node_of(Node(run, ground)) as made:
         yield made
 
 

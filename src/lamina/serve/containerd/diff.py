@@ -61,14 +61,13 @@ class DiffService:
         if request.payloads or not mediatypes.is_layer(blob.media_type):
             raise Unsupported(f"no layer that is known here: {blob.media_type}")
         digest = check_digest(blob.digest)
+        mounts = _mounts(request.mounts)
         begun = time.monotonic()
-        with self._content.open(digest, _metadata(context)) as data:
-            try:
-                applied = self._diffs.apply(
-                    _mounts(request.mounts), data, digest=digest, size=blob.size
-                )
-            except NotOurs as error:
-                raise Unsupported(str(error)) from error
+        try:
+            with self._content.open(digest, self._metadata(context, mounts)) as data:
+                applied = self._diffs.apply(mounts, data, digest=digest, size=blob.size)
+        except NotOurs as error:
+            raise Unsupported(str(error)) from error
         self._unpacked.add(applied.size)
         self._seconds.add(time.monotonic() - begun)
         return diff_pb2.ApplyResponse(
@@ -98,17 +97,37 @@ class DiffService:
                 self._packed.add(len(block))
                 yield block
 
+        mounts = _mounts(request.right)
         try:
-            with self._diffs.diff(
-                _mounts(request.left), _mounts(request.right), options=_options(request)
-            ) as tar:
+            metadata = self._metadata(context, mounts)
+            with self._diffs.diff(_mounts(request.left), mounts, options=_options(request)) as tar:
                 chunks = compress(plain(tar), compression)
-                digest, size = self._content.write(chunks, request.ref, _metadata(context), labels)
+                digest, size = self._content.write(chunks, request.ref, metadata, labels)
         except NotOurs as error:
             raise Unsupported(str(error)) from error
         return diff_pb2.DiffResponse(
             diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=size)
         )
+
+    def _metadata(self, context: grpc.ServicerContext, mounts: Sequence[Mount]) -> Metadata:
+        """The namespace and lease of a call, for the calls made on its behalf.
+
+        containerd 1.7 does not tell its proxies. The namespace is then taken from the key of the
+        snapshot that has the mounts: containerd's keys are ``NAMESPACE/NUMBER/NAME``.
+
+        Raises:
+            NotOurs: no snapshot has these mounts.
+        """
+        found = {
+            key: value
+            for key, value in context.invocation_metadata()
+            if key in (_NAMESPACE, _LEASE) and isinstance(value, str)
+        }
+        if _NAMESPACE not in found:
+            namespace, slash, _ = self._diffs.key(mounts).partition("/")
+            if slash:
+                found[_NAMESPACE] = namespace
+        return tuple(found.items())
 
 
 def _options(request: diff_pb2.DiffRequest) -> PackOptions | None:
@@ -119,12 +138,3 @@ def _options(request: diff_pb2.DiffRequest) -> PackOptions | None:
 
 def _mounts(messages: Sequence[mount_pb2.Mount]) -> list[Mount]:
     return [Mount(each.type, each.source, tuple(each.options)) for each in messages]
-
-
-def _metadata(context: grpc.ServicerContext) -> Metadata:
-    """The namespace and lease of a call, for the calls made on its behalf."""
-    return tuple(
-        (key, value)
-        for key, value in context.invocation_metadata()
-        if key in (_NAMESPACE, _LEASE) and isinstance(value, str)
-    )

@@ -106,6 +106,14 @@ class Diffs:
         with closing(driver.diff(upper.layer, below, options=options)) as tar:
             yield tar
 
+    def key(self, mounts: Sequence[Mount]) -> str:
+        """The key of the active snapshot or view that has these mounts.
+
+        Raises:
+            NotOurs: there is none.
+        """
+        return self._find(mounts).info.name
+
     def _below(self, mounts: Sequence[Mount], upper: Record) -> LayerId | None:
         if not mounts:
             return None
