@@ -1,4 +1,4 @@
-"""A containerd and a dockerd of our own, with everything they keep on the measured file system."""
+"""containerd, dockerd and our servers, with everything they keep on the measured file system."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import command
 from benchmarks.ground import Ground, output
 
 _PATIENCE = 60  # seconds for a daemon to come up, or down
+_PLUGINS = Path("/run/docker/plugins")
 
 
 @contextmanager
-def _daemon(argv: list[str | Path], socket: Path, log: Path) -> Iterator[None]:
+def _daemon(argv: list[str | Path], socket: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as sink:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     try:
         _wait_for(process, socket, log)
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -36,37 +38,80 @@ def _wait_for(process: subprocess.Popen[bytes], socket: Path, log: Path) -> None
     while not socket.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"a daemon did not come up:\n{log.read_text()[-3000:]}")
-        time.sleep(0.05)
+        time.sleep(0.005)
 
 
 @contextmanager
-def containerd(ground: Ground) -> Iterator[Path]:
-    """A containerd; its socket."""
-    run = ground.run / "containerd"
+def containerd(ground: Ground, *, programs: Path | None = None, config: str = "") -> Iterator[Path]:
+    """A containerd; its socket. ``programs`` is where it is, if it is not this machine's.
+
+    Its root is ``containerd`` beside the socket, a link; ``config`` is added to its configuration.
+    """
+    root = ground.fresh("containerd")
+    run = ground.run / root.name
     run.mkdir()
+    (run / "containerd").symlink_to(root)
     socket = run / "containerd.sock"
-    config = run / "config.toml"
-    config.write_text(
-        f'version = 2\nroot = "{ground.fresh("containerd")}"\nstate = "{run}/state"\n'
+    file = run / "config.toml"
+    file.write_text(
+        f'version = 2\nroot = "{root}"\nstate = "{run}/state"\n'
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        f'[grpc]\naddress = "{socket}"\n'
+        f'[grpc]\naddress = "{socket}"\n{config}'
     )
-    with _daemon(["containerd", "--config", config], socket, run / "log"):
+    program = programs / "containerd" if programs else "containerd"
+    with _daemon([program, "--config", file], socket, run / "log"):
         yield socket
 
 
 @contextmanager
-def dockerd(ground: Ground, containerd_socket: Path) -> Iterator[dict[str, str]]:
+def lamina(
+    ground: Ground, driver: str, *options: str | Path, home: Path | None = None
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """``lamina serve containerd``: its socket and its process."""
+    home = home or ground.fresh(driver)
+    run = ground.run / home.name
+    run.mkdir(exist_ok=True)
+    socket = run / "lamina.sock"
+    argv: list[str | Path] = [
+        *command.lamina(), "--run-root", run / "refs", "serve", "containerd", "--address", socket,
+        "--root", home, "--driver", driver, *options,
+    ]  # fmt: skip
+    with _daemon(argv, socket, run / "log") as process:
+        yield socket, process
+
+
+@contextmanager
+def plugin(ground: Ground, driver: str) -> Iterator[str]:
+    """``lamina serve docker``; the name of the storage driver that it is to Docker."""
+    home = ground.fresh("plugin")
+    run = ground.run / home.name
+    run.mkdir()
+    _PLUGINS.mkdir(parents=True, exist_ok=True)
+    socket = _PLUGINS / f"lamina-bench-{os.getpid()}.sock"
+    argv: list[str | Path] = [
+        *command.lamina(), "--root", home, "--run-root", run / "refs", "serve", "docker",
+        "--address", socket, "--driver", driver,
+    ]  # fmt: skip
+    with _daemon(argv, socket, run / "log"):
+        yield socket.stem
+
+
+@contextmanager
+def dockerd(
+    ground: Ground, containerd_socket: Path, driver: str = "overlay2"
+) -> Iterator[dict[str, str]]:
     """A dockerd on that containerd; the environment for its client."""
-    run = ground.run / "docker"
+    home = ground.fresh("docker")
+    run = ground.run / home.name
     run.mkdir()
     socket = run / "docker.sock"
     (run / "daemon.json").write_text("{}")
     argv: list[str | Path] = [
         "dockerd", "--config-file", run / "daemon.json", "--host", f"unix://{socket}",
-        "--data-root", ground.fresh("docker"), "--exec-root", run / "exec",
+        "--data-root", home, "--exec-root", run / "exec",
         "--pidfile", run / "pid", "--containerd", containerd_socket,
-        "--storage-driver", "overlay2", "--bridge=none", "--iptables=false", "--ip6tables=false",
+        "--experimental", "--storage-driver", driver,
+        "--bridge=none", "--iptables=false", "--ip6tables=false",
     ]  # fmt: skip
     with _daemon(argv, socket, run / "log"):
         yield {**os.environ, "DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(run)}
@@ -78,8 +123,8 @@ def docker_client() -> str:
     return str(beside) if beside.exists() else "docker"
 
 
-def versions() -> tuple[str, str]:
+def versions(programs: Path | None = None) -> tuple[str, str]:
     """Of dockerd and of containerd."""
     docker = output("dockerd", "--version").split(",")[0].removeprefix("Docker version ")
-    found = output("containerd", "--version").split()[2]
+    found = output(programs / "containerd" if programs else "containerd", "--version").split()[2]
     return f"docker {docker}", f"containerd {found.partition('~')[0]}"

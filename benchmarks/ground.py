@@ -63,12 +63,17 @@ def ext4() -> Iterator[Ground]:
 
 
 def _leave(mounted: Path) -> None:
-    """Unmount all that stands on it, topmost first, and then the file system itself."""
+    """Unmount all that stands on it, and then the file system itself."""
+    unmount_below(mounted)
+    unmount(mounted)
+
+
+def unmount_below(top: Path) -> None:
+    """Unmount all that stands below a directory, topmost first."""
     table = Path("/proc/self/mountinfo").read_text().splitlines()
     targets = [line.split()[4] for line in table]
-    for target in reversed([t for t in targets if t.startswith(f"{mounted}/")]):
+    for target in reversed([t for t in targets if t.startswith(f"{top}/")]):
         unmount(target, lazy=True)
-    unmount(mounted)
 
 
 def tool(*argv: str | Path, env: dict[str, str] | None = None) -> None:

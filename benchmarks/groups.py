@@ -16,6 +16,7 @@ GROUPS = {
     "images": "benchmarks.images",
     "erofs": "benchmarks.erofs",
     "adopt": "benchmarks.adopt",
+    "servers": "benchmarks.servers",
     "startup": "benchmarks.startup",
 }
 

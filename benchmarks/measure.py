@@ -35,7 +35,7 @@ class Line:
     limit: float | None
     """What ``value`` should be at most or at least; None: for information."""
     bound: Literal["at most", "at least"] = "at most"
-    unit: Literal["s", "ms", "us", "MiB", ""] = "s"
+    unit: Literal["s", "ms", "us", "MiB", "/s", ""] = "s"
     """Of ``ours`` and ``peer``."""
     suffix: str = "x"
     """Of ``value`` and ``limit``."""

@@ -5,25 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from benchmarks import daemons, inputs
+from benchmarks.command import lamina
 from benchmarks.ground import Ground, tool
 from benchmarks.measure import Line, Run, in_turn, timed
 
 IMAGE = "docker.io/library/root:latest"
-
-
-def lamina() -> list[str]:
-    """The command, as it is installed or else as an installer would write it."""
-    installed = Path(sys.executable).with_name("lamina")
-    if installed.exists():
-        return [str(installed)]
-    return [sys.executable, "-c", "import sys; from lamina.cli import main; sys.exit(main())"]
 
 
 def lines(ground: Ground, rounds: int) -> Iterator[Line]:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from benchmarks.command import lamina
 from benchmarks.ground import Ground, tool
 from benchmarks.measure import Line, compare, in_turn, timed
-from benchmarks.run import lamina
 
 REPEATS = 10
 

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import inputs, worker
+from benchmarks.command import lamina
 from benchmarks.ground import Ground, output, tool
 from benchmarks.measure import Line, compare, timed
-from benchmarks.run import lamina
 from lamina.kernel.remove import remove_tree
 
 MEMORY_LIMIT = 64
