@@ -72,6 +72,7 @@ class Diffs:
             driver.release_mounts(record.layer)
             algorithm, _ = parts(digest)
             with (
+                self._snapshots.written_early(),
                 open_stream(blob, digest=algorithm, trailing="refuse") as tar,
                 driver.stage(tar, lambda: record.parent_layer) as staged,
             ):

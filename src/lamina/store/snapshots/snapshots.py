@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -44,6 +44,7 @@ from lamina.store.snapshots.records import (
     find,
 )
 from lamina.store.snapshots.reserve import FULL
+from lamina.store.transfer.writeback import written_early
 from lamina.types import LayerId
 
 log = Log(__name__)
@@ -293,6 +294,13 @@ class Snapshots(Questions):
                 (name, Kind.COMMITTED, labels, now, now, usage.size, usage.inodes, record.layer,
                  below.id if below else None, record.id),
             )  # fmt: skip
+
+    def written_early(self) -> AbstractContextManager[None]:
+        """Within it files go to disk as they are made, so that :meth:`commit` waits little.
+
+        Raises as :func:`lamina.store.transfer.writeback.written_early`.
+        """
+        return written_early(self._home)
 
     # -- removing -----------------------------------------------------------------------
 

@@ -6,15 +6,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-
-from lamina.store.core import Core
+from typing import Protocol
 
 PAUSE = 0.2
 """Seconds between one sync and the next: what takes less than that is synced once, at its end."""
 
 
+class Synced(Protocol):
+    """What keeps files: a store's core, a root of snapshots."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether its policy has syncs."""
+
+    def sync_content(self) -> None:
+        """Wait until all its files are on disk, if that is the policy."""
+
+
 @contextmanager
-def written_early(core: Core) -> Iterator[None]:
+def written_early(core: Synced) -> Iterator[None]:
     """Sync the store's files over and over in the block, so that the sync after it waits little.
 
     The kernel would begin to write seconds later, when the work is done and waits for the disk.
