@@ -167,18 +167,24 @@ def _import(ground: Ground, rounds: int, root: inputs.Root) -> Iterator[Line]:
     with ExitStack() as stack:
         theirs = stack.enter_context(daemons.containerd(ground, programs=programs))
         ours = stack.enter_context(_proxied(ground, programs))
+        unsynced = stack.enter_context(_proxied(ground, programs, "--no-sync"))
         times = in_turn(
             rounds,
             ours=partial(_imported, programs, ours, "lamina", archive),
+            unsynced=partial(_imported, programs, unsynced, "lamina", archive),
             peer=partial(_imported, programs, theirs, _OVERLAYFS, archive),
         )
     differ = "our differ" if programs else "containerd's differ"
     what = f"ctr images import to unpacked (erofs, {differ})"
-    yield _line(times, what, "ours", "peer", f"{version}, overlayfs", 0.3)
+    named = f"{version}, overlayfs"
+    yield _line(times, what, "ours", "peer", named, 0.3)
+    yield _line(
+        times, "the same with --no-sync, as the peer has it", "unsynced", "peer", named, None
+    )
 
 
 @contextmanager
-def _proxied(ground: Ground, programs: Path | None) -> Iterator[Path]:
+def _proxied(ground: Ground, programs: Path | None, *more: str) -> Iterator[Path]:
     """A containerd with our snapshotter, and our differ if it takes one; its socket."""
     home = ground.fresh("proxied")
     ours = ground.run / home.name / "lamina.sock"
@@ -191,7 +197,7 @@ def _proxied(ground: Ground, programs: Path | None) -> Iterator[Path]:
         )
     with daemons.containerd(ground, programs=programs, config=config) as socket:
         content = socket.parent / "containerd/io.containerd.content.v1.content"
-        options = ("--content", content, "--containerd", socket)
+        options = ("--content", content, "--containerd", socket, *more)
         with daemons.lamina(ground, "erofs", *options, home=home):
             yield socket
 
