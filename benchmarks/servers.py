@@ -197,7 +197,7 @@ def _proxied(ground: Ground, programs: Path | None, *more: str) -> Iterator[Path
         )
     with daemons.containerd(ground, programs=programs, config=config) as socket:
         content = socket.parent / "containerd/io.containerd.content.v1.content"
-        options = ("--content", content, "--containerd", socket, *more)
+        options: tuple[str | Path, ...] = ("--content", content, "--containerd", socket, *more)
         with daemons.lamina(ground, "erofs", *options, home=home):
             yield socket
 
