@@ -139,7 +139,7 @@ def containerd_at(
 def run_directory() -> Iterator[Path]:
     """A directory with a short path: a socket's has 107 bytes at most, unlike one below TMPDIR."""
     with tempfile.TemporaryDirectory(prefix="lamina-tests-", dir="/run") as run:
-        # Where a remapped root finds no way through, dockerd makes another directory, and leaves it.
+        # Where a remapped root finds no way through dockerd makes another directory, for good.
         os.chmod(run, 0o711)
         yield Path(run)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.archive import acl
 from lamina.archive.erofs import format as f
 from lamina.archive.tar import Entry, TarWriter, Type
 from lamina.drivers.erofs import ErofsDriver
@@ -165,10 +166,10 @@ def test_layers_mounted_one_by_one(
     else:
         real = erofs.open_mount
 
-        def few(index: str, devices: list[str]) -> int:
+        def few(index: str, devices: list[str], *, label: str) -> int:
             if index.endswith("chain"):
                 raise MountError(28, "erofs", index)
-            return real(index, devices)
+            return real(index, devices, label=label)
 
         monkeypatch.setattr(erofs, "open_mount", few)
     _fill(driver)
@@ -181,7 +182,7 @@ def test_layers_mounted_one_by_one(
 def test_loop_devices(driver: ErofsDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     real = erofs.open_mount
     monkeypatch.setattr(
-        erofs, "open_mount", lambda index, devices: real(index, devices, use_loop=True)
+        erofs, "open_mount", lambda *args, **options: real(*args, use_loop=True, **options)
     )
     _fill(driver)
     with driver.mounted(TOP) as root:
@@ -406,7 +407,17 @@ def _without_idmapped_mounts(patch: pytest.MonkeyPatch) -> str:
     return "map the owners: Invalid argument"
 
 
-@pytest.mark.parametrize("lack", [_without_unshare, _without_namespaces, _without_idmapped_mounts])
+def _without_ids_in_acls(patch: pytest.MonkeyPatch) -> str:
+    """As an overlay of Linux 6.1 shows them: scripts/verity-kernel has one."""
+    shown = acl.parse("u::rw-,u:0:r--,g::r--,m::r--,o::r--")
+    patch.setattr(os, "getxattr", lambda *_, **__: shown)
+    return "overlayfs does not map the ids in ACLs"
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [_without_unshare, _without_namespaces, _without_idmapped_mounts, _without_ids_in_acls],
+)
 def test_what_is_missing_is_told_and_auto_takes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: Callable[[pytest.MonkeyPatch], str]
 ) -> None:
