@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,3 +95,29 @@ def test_a_client_that_goes_away_takes_its_connection_along(
         server, _ = listening.accept()
         with server:
             assert server.recv(1) == b"x"
+
+
+@pytest.mark.allow_log("can't accept a connection: .*Too many open files")
+def test_without_a_descriptor_left_connections_wait(
+    ends: tuple[Path, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    outer, listening = ends
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        used = os.dup(client.fileno())
+        os.close(used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        try:
+            client.connect(str(outer))
+            deadline = time.monotonic() + 10
+            while not caplog.records and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.3)
+            assert len(caplog.records) == 1, "it does not try again and again"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        server, _ = listening.accept()
+        with server:
+            client.sendall(b"question")
+            assert server.recv(100) == b"question"

@@ -10,6 +10,7 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from lamina.log import Log
 log = Log(__name__)
 
 _BLOCK = 64 << 10
+_PAUSE = 1.0
+"""Seconds without new connections after one could not be accepted: it would fail again at once."""
 
 
 @contextmanager
@@ -75,9 +78,11 @@ class _Relay:
         self._wake, self._waked = socket.socketpair()
         self._pipes: dict[socket.socket, tuple[_Pipe, _Pipe]] = {}
         self._selector.register(self._waked, selectors.EVENT_READ)
+        self._listening = listening
+        self._paused_until: float | None = None
         for each in listening:
             each.setblocking(False)
-            self._selector.register(each, selectors.EVENT_READ, each)
+        self._listen()
 
     def stop(self) -> None:
         self._wake.send(b"x")
@@ -91,7 +96,7 @@ class _Relay:
 
     def run(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._pause_left()):
                 if key.fileobj is self._waked:
                     return
                 if key.data is not None:
@@ -101,20 +106,47 @@ class _Relay:
                 if key.fileobj in self._pipes:
                     self._move(key.fileobj)
 
+    def _listen(self) -> None:
+        for each in self._listening:
+            self._selector.register(each, selectors.EVENT_READ, each)
+
+    def _pause(self) -> None:
+        """Accept nothing for a while; what connects waits."""
+        if self._paused_until is None:
+            for each in self._listening:
+                self._selector.unregister(each)
+            self._paused_until = time.monotonic() + _PAUSE
+
+    def _pause_left(self) -> float | None:
+        """Seconds; None without a pause. Ends one that is over."""
+        if self._paused_until is None:
+            return None
+        left = self._paused_until - time.monotonic()
+        if left > 0:
+            return left
+        self._paused_until = None
+        self._listen()
+        return None
+
     def _accept(self, listening: socket.socket) -> None:
-        try:
-            client, _ = listening.accept()
-        except OSError as error:
-            log.warning("can't accept a connection: %s", error)
-            return
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            server.connect(self._target)
-        except OSError as error:
-            log.warning("can't pass on a connection: %s", error)
-            client.close()
-            server.close()
-            return
+        with ExitStack() as stack:
+            try:
+                client, _ = listening.accept()
+                stack.callback(client.close)
+                server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                stack.callback(server.close)
+            except BlockingIOError:
+                return
+            except OSError as error:  # too many open files, of the process or of all
+                log.warning("can't accept a connection: %s", error)
+                self._pause()
+                return
+            try:
+                server.connect(self._target)
+            except OSError as error:
+                log.warning("can't pass on a connection: %s", error)
+                return
+            stack.pop_all()
         pair = _Pipe(client, server), _Pipe(server, client)
         for end in (client, server):
             end.setblocking(False)
