@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -14,11 +15,17 @@ from google.protobuf.empty_pb2 import Empty
 
 from lamina.archive.stream import open_chunks
 from lamina.oci.digest import parts
-from lamina.serve.containerd.api import content_pb2
+from lamina.serve.containerd.api import content_pb2, leases_pb2
 from lamina.serve.containerd.calls import Unsupported
 from lamina.types import Digest
 
+NAMESPACE = "containerd-namespace"
+LEASE = "containerd-lease"
+
 _NAME = "/containerd.services.content.v1.Content"
+_LEASES = "/containerd.services.leases.v1.Leases"
+_LEASED = timedelta(hours=1)
+"""How long a blob is kept for who is to name it in an image."""
 _LONGEST_ANSWER = 16 << 20  # bytes; containerd's own limit
 _BLOCK = 1 << 20
 
@@ -65,7 +72,8 @@ class Content:
         """Write a new blob; its digest and size. ``labels`` is asked for at the end.
 
         One that is there already is no error. What fails leaves nothing, unless the caller chose
-        the ``ref`` ("" otherwise): another may be writing under that, or go on with it.
+        the ``ref`` ("" otherwise): another may be writing under that, or go on with it. Where
+        ``metadata`` names no lease, a new one of an hour keeps the blob from garbage collection.
 
         Raises:
             Unsupported: the server does not know where containerd is.
@@ -73,6 +81,8 @@ class Content:
         """
         channel = self._connected()
         name = ref or f"lamina-diff-{os.urandom(16).hex()}"
+        if all(key != LEASE for key, _ in metadata):
+            metadata += self._new_lease(channel, metadata)
         try:
             with _Ingest(channel, name, metadata) as ingest:
                 for chunk in _pieces(chunks):
@@ -103,6 +113,25 @@ class Content:
                     yield answer.data
         finally:
             call.cancel()
+
+    def _new_lease(self, channel: grpc.Channel, metadata: Metadata) -> Metadata:
+        """What names a new lease; nothing where containerd runs without leases."""
+        create = channel.unary_unary(
+            f"{_LEASES}/Create",
+            leases_pb2.CreateRequest.SerializeToString,
+            leases_pb2.CreateResponse.FromString,
+        )
+        end = datetime.now(UTC) + _LEASED
+        request = leases_pb2.CreateRequest(
+            id=f"lamina-diff-{os.urandom(16).hex()}",
+            labels={"containerd.io/gc.expire": end.isoformat(timespec="seconds")},
+        )
+        try:
+            return ((LEASE, create(request, metadata=metadata).lease.id),)
+        except grpc.RpcError as error:
+            if not isinstance(error, grpc.Call) or error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            return ()
 
     def _abort(self, channel: grpc.Channel, ref: str, metadata: Metadata) -> None:
         abort = channel.unary_unary(

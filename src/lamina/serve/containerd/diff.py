@@ -21,15 +21,13 @@ from lamina.oci import mediatypes
 from lamina.oci.digest import check_digest
 from lamina.serve.containerd.api import descriptor_pb2, diff_pb2, mount_pb2
 from lamina.serve.containerd.calls import Call, Unsupported
-from lamina.serve.containerd.content import Content, Metadata
+from lamina.serve.containerd.content import LEASE, NAMESPACE, Content, Metadata
 from lamina.serve.metrics import Registry
 from lamina.store.snapshots import Snapshots
 from lamina.store.snapshots.diffs import Diffs, NotOurs
 
 NAME = "containerd.services.diff.v1.Diff"
 
-_NAMESPACE = "containerd-namespace"
-_LEASE = "containerd-lease"
 _UNCOMPRESSED = "containerd.io/uncompressed"
 """containerd's label of a compressed blob: the digest of what is in it."""
 _BLOCK = 1 << 20
@@ -121,12 +119,12 @@ class DiffService:
         found = {
             key: value
             for key, value in context.invocation_metadata()
-            if key in (_NAMESPACE, _LEASE) and isinstance(value, str)
+            if key in (NAMESPACE, LEASE) and isinstance(value, str)
         }
-        if _NAMESPACE not in found:
+        if NAMESPACE not in found:
             namespace, slash, _ = self._diffs.key(mounts).partition("/")
             if slash:
-                found[_NAMESPACE] = namespace
+                found[NAMESPACE] = namespace
         return tuple(found.items())
 
 
