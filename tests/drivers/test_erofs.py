@@ -35,6 +35,7 @@ from lamina.kernel.mountinfo import mounts_below
 from lamina.kernel.remove import remove_tree
 from lamina.types import LayerId
 from tests import leaks
+from tests.conformance.trees import facts
 from tests.store.conftest import Files, tar
 from tests.store.faults import Fault, die, in_child
 from tests.support import need_filesystem
@@ -195,7 +196,7 @@ def test_a_full_disk_has_room_for_mounts(tmpfs_small: Path) -> None:
     need_filesystem("erofs")
     with _drivers(tmpfs_small) as make:
         driver = make()
-        top = _fill(driver, 6)
+        top = _fill(driver, 12)
         box = LayerId("box")
         driver.create_read_write(box, top)
         with pytest.raises(OSError), open(tmpfs_small / "filler", "wb", buffering=0) as filler:
@@ -203,12 +204,43 @@ def test_a_full_disk_has_room_for_mounts(tmpfs_small: Path) -> None:
                 filler.write(bytes(4096))
         for id in (top, box):
             with driver.mounted(id) as root:
-                assert (root / "same").read_text() == "5"
+                assert (root / "same").read_text() == "11"
         assert not Path(driver.layout.path(top, "chain")).exists()
         (tmpfs_small / "filler").unlink()
         with driver.mounted(box) as root:
             assert (root / "f0").exists()
         assert Path(driver.layout.path(top, "chain")).exists()
+
+
+def test_a_few_layers_above_a_merged_index_get_none_of_their_own(driver: ErofsDriver) -> None:
+    """As when an image is made step by step."""
+    base = _fill(driver, 12)
+    driver.prepare(base)
+    steps: list[Files] = [
+        {"new": b"1", ".wh.f0": b""},
+        {"d/.wh..wh..opq": b"", "d/only": b"2"},
+        {"f1/instead": b"3", ".wh.same": b""},
+    ]
+    top, tops = base, []
+    for number, content in enumerate(steps * 3):
+        id = LayerId(f"step-{number}")
+        driver.create(id, top)
+        driver.apply(id, top, io.BytesIO(tar(content)))
+        box, top = LayerId(f"box-{number}"), id
+        tops.append(id)
+        driver.create_read_write(box, id)
+        with driver.mounted(box) as root:
+            found = facts(root)
+        has_index = Path(driver.layout.path(id, "chain")).exists()
+        assert has_index == (number == 8)
+        driver.prepare(id)
+        driver.remove(box)
+        driver.create_read_write(box, id)
+        with driver.mounted(box) as root:
+            assert facts(root) == found, "one by one and merged"
+        driver.remove(box)
+        if not has_index:
+            Path(driver.layout.path(id, "chain")).unlink()
 
 
 def test_a_mount_stays_when_the_files_lose_their_names(make: Make) -> None:
@@ -397,15 +429,15 @@ def test_loop_devices_go_with_the_last_put(
     )
     with _drivers(directory) as make:
         driver = make()
-        top = _fill(driver, 4)
+        top = _fill(driver, 12)
         box = LayerId("box")
         driver.create_read_write(box, top)
         assert _loops(directory) == set()
         with driver.mounted(box) as root:
             assert (root / "f0").read_bytes() == b"x" * 600
-            assert len(_loops(directory)) == 5, "the index and four tars"
+            assert len(_loops(directory)) == 13, "the index and twelve tars"
         assert _loops(directory) == set()
-        for id in (box, *(LayerId(f"layer-{n}") for n in (3, 2, 1, 0))):
+        for id in (box, *(LayerId(f"layer-{n}") for n in reversed(range(12)))):
             driver.remove(id)
         assert _loops(directory) == set()
 

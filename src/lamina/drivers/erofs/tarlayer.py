@@ -84,6 +84,11 @@ class TarLayer:
         return self._has("index")
 
     @property
+    def is_merged(self) -> bool:
+        """Whether the layer and all below it have an index as one."""
+        return self._has("chain")
+
+    @property
     def has_tar(self) -> bool:
         """Whether it has a tar, which a layer that is a directory has too if it came from one."""
         return self._has("tar")
