@@ -89,7 +89,7 @@ SHOWN = {
 
 
 @pytest.fixture
-def two(mapped: Driver) -> Driver:
+def mapped_two(mapped: Driver) -> Driver:
     """BASE, and MIDDLE on it, which hides, replaces and links what is in BASE."""
     mapped.create(BASE)
     mapped.apply_diff(BASE, None, some())
@@ -116,21 +116,21 @@ def test_a_tree_shows_ids_of_the_host(mapped: Driver) -> None:
     assert found["d/far"] == (1009, 0)
 
 
-def test_a_chain_shows_ids_of_the_host(two: Driver) -> None:
+def test_a_chain_shows_ids_of_the_host(mapped_two: Driver) -> None:
     expected = {**SHOWN, "linked": SHOWN["d/far"], "implied/new": (100_011, 200_012)}
     expected["null"] = (100_013, 200_014)
     del expected["fifo"], expected["implied/f"]
-    with two.mounted(MIDDLE) as root:
+    with mapped_two.mounted(MIDDLE) as root:
         assert owners(root) == expected
-    two.create_read_write(BOX, MIDDLE)
-    with two.mounted(BOX) as root:
+    mapped_two.create_read_write(BOX, MIDDLE)
+    with mapped_two.mounted(BOX) as root:
         assert owners(root) == expected
-    assert two.changes(BOX, MIDDLE) == []
+    assert mapped_two.changes(BOX, MIDDLE) == []
 
 
-def test_a_container_is_written_and_committed(two: Driver) -> None:
-    two.create_read_write(BOX, MIDDLE)
-    with two.mounted(BOX) as root:
+def test_a_container_is_written_and_committed(mapped_two: Driver) -> None:
+    mapped_two.create_read_write(BOX, MIDDLE)
+    with mapped_two.mounted(BOX) as root:
         (root / "d/f").write_text("changed")  # copied up where there is a union
         (root / "d/far").chmod(0o600)
         os.chown(root / "null", 300_001, 200_099)
@@ -148,12 +148,12 @@ def test_a_container_is_written_and_committed(two: Driver) -> None:
     assert expected["d/f"] == SHOWN["d/f"]
     assert expected["d/far"] == SHOWN["d/far"]
     assert "implied/new" not in expected
-    with two.mounted(BOX) as root:
+    with mapped_two.mounted(BOX) as root:
         before = facts(root)
         assert owners(root) == expected
-    said = [str(change) for change in two.changes(BOX, MIDDLE)]
+    said = [str(change) for change in mapped_two.changes(BOX, MIDDLE)]
     assert {"C /d/f", "C /d/far", "C /null", "A /mine/f", "D /implied/new"} <= set(said)
-    with two.diff(BOX, MIDDLE) as stream:
+    with mapped_two.diff(BOX, MIDDLE) as stream:
         packed = stream.read()
     ids = inside(io.BytesIO(packed))
     assert ids["d/f"] == (999, 1999)
@@ -161,30 +161,30 @@ def test_a_container_is_written_and_committed(two: Driver) -> None:
     assert ids["null"] == (1001, 99)
     assert (ids["mine"], ids["mine/f"]) == ((500, 500), (1000, 0))
     assert (ids["link"], ids["implied/again"]) == ((10, 11), (0, 0))
-    two.create(COPY, MIDDLE)
-    two.apply_diff(COPY, MIDDLE, io.BytesIO(packed))
-    with two.mounted(COPY) as root:
+    mapped_two.create(COPY, MIDDLE)
+    mapped_two.apply_diff(COPY, MIDDLE, io.BytesIO(packed))
+    with mapped_two.mounted(COPY) as root:
         assert owners(root) == expected
         assert facts(root) == before
 
 
 @pytest.mark.parametrize("against", ["nothing", "an ancestor", "another layer"])
-def test_other_differences_have_ids_inside(two: Driver, against: str) -> None:
+def test_other_differences_have_ids_inside(mapped_two: Driver, against: str) -> None:
     other = {"nothing": None, "an ancestor": BASE, "another layer": LayerId("other")}[against]
     if against == "another layer":
-        two.create(LayerId("other"))
-        two.apply_diff(LayerId("other"), None, tar(entry("d/far", uid=1, gid=1)))
-    two.create_read_write(BOX, MIDDLE)
-    with two.mounted(BOX) as root:
+        mapped_two.create(LayerId("other"))
+        mapped_two.apply_diff(LayerId("other"), None, tar(entry("d/far", uid=1, gid=1)))
+    mapped_two.create_read_write(BOX, MIDDLE)
+    with mapped_two.mounted(BOX) as root:
         os.chown(root / "d/far", 300_002, 200_003)
-    with two.mounted(BOX) as root:
+    with mapped_two.mounted(BOX) as root:
         before = facts(root)
-    with two.diff(BOX, other) as stream:
+    with mapped_two.diff(BOX, other) as stream:
         packed = stream.read()
     assert inside(io.BytesIO(packed))["d/far"] == (1002, 3)
-    two.create(COPY, other)
-    two.apply_diff(COPY, other, io.BytesIO(packed))
-    with two.mounted(COPY) as root:
+    mapped_two.create(COPY, other)
+    mapped_two.apply_diff(COPY, other, io.BytesIO(packed))
+    with mapped_two.mounted(COPY) as root:
         assert facts(root) == before
 
 
@@ -277,21 +277,24 @@ def test_an_owner_that_has_no_place_on_the_host_is_refused(mapped: Driver, what:
     mapped.apply_diff(BASE, None, tar("f"))
 
 
-def test_an_owner_that_has_no_place_inside_is_not_packed(two: Driver) -> None:
-    two.create_read_write(BOX, MIDDLE)
-    with two.mounted(BOX) as root:
+def test_an_owner_that_has_no_place_inside_is_not_packed(mapped_two: Driver) -> None:
+    mapped_two.create_read_write(BOX, MIDDLE)
+    with mapped_two.mounted(BOX) as root:
         (root / "of the host's root").touch()
-    with two.diff(BOX, MIDDLE) as stream, pytest.raises(UnmappedId, match="user id 0 of the host"):
+    with (
+        mapped_two.diff(BOX, MIDDLE) as stream,
+        pytest.raises(UnmappedId, match="user id 0 of the host"),
+    ):
         stream.read()
 
 
-def test_root_inside_finds_its_way_to_the_tree(two: Driver) -> None:
+def test_root_inside_finds_its_way_to_the_tree(mapped_two: Driver) -> None:
     """As a runtime does, which mounts from within the user namespace."""
-    two.create_read_write(BOX, MIDDLE)
+    mapped_two.create_read_write(BOX, MIDDLE)
     for id in (MIDDLE, BOX):
-        with two.mounted(id) as root:
+        with mapped_two.mounted(id) as root:
             for path in (root, *root.parents):
-                if path == two.home.parent:
+                if path == mapped_two.home.parent:
                     break
                 status = path.stat()
                 mine = (status.st_uid, status.st_gid)
