@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,30 @@ def test_a_signal_stops_and_the_handlers_come_back(number: signal.Signals) -> No
         os.kill(os.getpid(), number)
         assert stop.wait(5)
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_at_any_line_of_waiting_stops_it() -> None:
+    """Its handler runs in the thread that waits."""
+    for number in range(1, 60):
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _: object, at: int = number) -> Any:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return trace
+
+        with stopped_by_signals() as stop:
+            sys.settrace(trace)
+            try:
+                stop.wait(0.001)
+            finally:
+                sys.settrace(None)
+            if lines < number:  # past its end
+                return
+            assert stop.is_set()
 
 
 def line(text: str, **fields: object) -> str:

@@ -6,31 +6,63 @@ The log is one line a message, as logfmt: ``time=... level=info msg="..." key=va
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stop:
+    """An event that a signal's handler may set, also while its own thread waits for it.
+
+    A :class:`threading.Event` can't be: its lock may be the waiting thread's at that moment, and
+    the handler, which runs in that thread, would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def set(self) -> None:
+        """Let :meth:`wait` return, now and from now on."""
+        try:
+            os.write(self._write, b".")
+        except BlockingIOError:
+            pass  # set very often
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, by default without end; whether it is."""
+        return bool(select.select([self._read], [], [], seconds)[0])
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self.wait(0)
+
+    def close(self) -> None:
+        """Give up the pipe."""
+        os.close(self._read)
+        os.close(self._write)
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set within the block. In the main thread only."""
-    stop = threading.Event()
+def stopped_by_signals() -> Iterator[Stop]:
+    """What SIGINT and SIGTERM set within the block. In the main thread only."""
+    with closing(Stop()) as stop:
 
-    def told(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+        def told(_number: int, _frame: FrameType | None) -> None:
+            stop.set()
 
-    before = {number: signal.signal(number, told) for number in _STOPPING}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        before = {number: signal.signal(number, told) for number in _STOPPING}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def log_to_stderr(*, debug: bool) -> None:
