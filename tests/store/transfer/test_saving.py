@@ -270,7 +270,7 @@ class FarLayout(LayoutDirectory):
 def test_progress_shows_while_a_blob_is_sent(
     store: Store, tmp_path: Path, keep_blobs: bool
 ) -> None:
-    made = make({"big": os.urandom(1 << 20)}, compression="gzip")
+    made = make({"big": os.urandom(4 << 20)}, compression="gzip")
     seen: list[Progress] = []
     with closing(LayoutDirectory.create(tmp_path / "in")) as layout:
         put(layout, made, NAME)
