@@ -300,6 +300,7 @@ def test_a_signal_that_the_command_does_not_expect_ends_it(
 ) -> None:
     """Though the kernel does not send such signals to a pid 1."""
     process = caller("echo ready; exec sleep 101")
+    wait_for(lambda: len(processes_of("sleep 101")) == 1)  # the shell may expect it
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert processes_of("sleep 101") == []

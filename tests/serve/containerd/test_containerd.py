@@ -189,6 +189,10 @@ def test_ctr_snapshots_in_all_its_verbs(node: Node, image: Path, tmp_path: Path)
     assert "added" in support.run("tar", "-tzf", packed).stdout.decode().splitlines()
     node.snapshots("commit", "committed", "box")
 
+    # Let the collection that the diff's lease has called for be over: it would meet the view.
+    node.ctr("leases", "create", "--id", "quiet")
+    node.ctr("leases", "rm", "--sync", "quiet")
+
     def look() -> str:
         """Before it is collected: ctr gives views no label that keeps them."""
         key = f"look-{time.monotonic_ns()}"
